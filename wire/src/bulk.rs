@@ -1,0 +1,321 @@
+//! Binary media types for bulk, byte by byte. All integers are little-endian.
+//!
+//! A reader bounds what it takes *before* it allocates: every decoder here is given the largest count it may accept.
+//!
+//! # `application/vnd.memdex.fingerprints.v1` — body of `POST /v1/content/lookup`
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 4 | magic `MXF1` |
+//! | 4 | 4 | `u32` number of fingerprints, n |
+//! | 8 | 16 | key id: all zero for plain BLAKE3 |
+//! | 24 | 32·n | the fingerprints |
+//!
+//! # `application/vnd.memdex.bitmap.v1` — its answer
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 4 | magic `MXB1` |
+//! | 4 | 4 | `u32` number of fingerprints asked for, n |
+//! | 8 | … | Roaring bitmap, portable format: position i is set if the host holds the i-th content |
+//!
+//! # `application/vnd.memdex.pages.v1` — `GET /v1/vms/{vm}/pages`
+//!
+//! A header, then records until the end of the body, in page order.
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 4 | magic `MXP1` |
+//! | 4 | 4 | page size, 4096 |
+//! | 8 | 8 | generation of the snapshot |
+//! | 16 | 8 | pages in the VM |
+//! | 24 | 8 | number of records that follow, r |
+//! | 32 | 56·r | records |
+//!
+//! A record: `u64` page · `u64` generation of its content · `u8` state (0 stale, 1 absent, 2 zero, 3 current) ·
+//! `u8` 1 if the fingerprint is known · `u16` zero · `u32` region · 32 bytes fingerprint (zero if not known).
+
+use std::io;
+
+use roaring::RoaringBitmap;
+
+use crate::{
+    Fingerprint,
+    page::{PageRecord, PageState},
+};
+
+/// Media type of a list of fingerprints.
+pub const FINGERPRINTS: &str = "application/vnd.memdex.fingerprints.v1";
+/// Media type of a lookup's answer.
+pub const BITMAP: &str = "application/vnd.memdex.bitmap.v1";
+/// Media type of a page map.
+pub const PAGES: &str = "application/vnd.memdex.pages.v1";
+
+/// Most fingerprints in one lookup: 2 MiB of them.
+pub const MAX_LOOKUP: usize = 65_536;
+/// Largest body of a lookup.
+pub const MAX_LOOKUP_BYTES: usize = LIST_HEADER + MAX_LOOKUP * Fingerprint::LEN;
+/// Largest answer to a lookup: a Roaring bitmap of 65,536 positions is at most 8 KiB and some headers.
+pub const MAX_BITMAP_BYTES: usize = 16 * 1024;
+/// Bytes of the header of a page map.
+pub const PAGES_HEADER: usize = 32;
+/// Bytes of one record of a page map.
+pub const PAGE_RECORD: usize = 56;
+
+const LIST_HEADER: usize = 24;
+
+/// Which key fingerprints were made with. Unequal keys never match.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeyId(pub [u8; 16]);
+
+impl KeyId {
+    /// Plain BLAKE3, no key.
+    pub const PLAIN: Self = Self([0; 16]);
+}
+
+/// Why bytes are not the message they claim to be.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The magic number or a fixed field is wrong.
+    #[error("not a {0} body")]
+    NotThis(&'static str),
+    /// The length does not fit the count in the header.
+    #[error("the body has {actual} bytes, its header announces {expected}")]
+    Length {
+        /// Bytes the header announces.
+        expected: u64,
+        /// Bytes there are.
+        actual: u64,
+    },
+    /// More entries than the reader is ready to take.
+    #[error("{count} entries, at most {limit} are taken at once")]
+    TooMany {
+        /// Entries announced.
+        count: u64,
+        /// Entries taken.
+        limit: u64,
+    },
+    /// The bitmap cannot be read, or names positions that were not asked for.
+    #[error("the bitmap is damaged")]
+    Bitmap,
+}
+
+/// Encodes the body of a lookup.
+///
+/// # Panics
+/// If there are more than [`MAX_LOOKUP`] fingerprints: split first.
+#[must_use]
+pub fn encode_fingerprints(key: KeyId, fingerprints: &[Fingerprint]) -> Vec<u8> {
+    assert!(fingerprints.len() <= MAX_LOOKUP, "split lookups at MAX_LOOKUP");
+    let mut out = Vec::with_capacity(LIST_HEADER + fingerprints.len() * Fingerprint::LEN);
+    out.extend_from_slice(b"MXF1");
+    out.extend_from_slice(&(fingerprints.len() as u32).to_le_bytes());
+    out.extend_from_slice(&key.0);
+    for fingerprint in fingerprints {
+        out.extend_from_slice(fingerprint.as_bytes());
+    }
+    out
+}
+
+/// Decodes the body of a lookup.
+///
+/// # Errors
+/// If the body is not a list of at most [`MAX_LOOKUP`] fingerprints.
+pub fn decode_fingerprints(body: &[u8]) -> Result<(KeyId, Vec<Fingerprint>), DecodeError> {
+    let (header, rest) = body.split_at_checked(LIST_HEADER).ok_or(DecodeError::NotThis("fingerprint list"))?;
+    if &header[..4] != b"MXF1" {
+        return Err(DecodeError::NotThis("fingerprint list"));
+    }
+    let count = u32_at(header, 4) as usize;
+    if count > MAX_LOOKUP {
+        return Err(DecodeError::TooMany { count: count as u64, limit: MAX_LOOKUP as u64 });
+    }
+    let expected = LIST_HEADER + count * Fingerprint::LEN;
+    if body.len() != expected {
+        return Err(DecodeError::Length { expected: expected as u64, actual: body.len() as u64 });
+    }
+    let mut key = KeyId::default();
+    key.0.copy_from_slice(&header[8..24]);
+    let fingerprints = rest.as_chunks::<{ Fingerprint::LEN }>().0.iter().map(|b| Fingerprint::new(*b)).collect();
+    Ok((key, fingerprints))
+}
+
+/// Encodes the answer to a lookup of `asked` fingerprints.
+#[must_use]
+pub fn encode_bitmap(asked: u32, held: &RoaringBitmap) -> Vec<u8> {
+    let mut out = Vec::with_capacity(8 + held.serialized_size());
+    out.extend_from_slice(b"MXB1");
+    out.extend_from_slice(&asked.to_le_bytes());
+    held.serialize_into(&mut out).expect("writing to a Vec does not fail");
+    out
+}
+
+/// Decodes the answer to a lookup of `asked` fingerprints.
+///
+/// # Errors
+/// If the body is damaged or answers another question.
+pub fn decode_bitmap(asked: u32, body: &[u8]) -> Result<RoaringBitmap, DecodeError> {
+    let (header, rest) = body.split_at_checked(8).ok_or(DecodeError::NotThis("bitmap"))?;
+    if &header[..4] != b"MXB1" {
+        return Err(DecodeError::NotThis("bitmap"));
+    }
+    if u32_at(header, 4) != asked {
+        return Err(DecodeError::Bitmap);
+    }
+    let mut reader = io::Cursor::new(rest);
+    let held = RoaringBitmap::deserialize_from(&mut reader).map_err(|_| DecodeError::Bitmap)?;
+    if reader.position() != rest.len() as u64 || held.max().is_some_and(|last| last >= asked) {
+        return Err(DecodeError::Bitmap);
+    }
+    Ok(held)
+}
+
+/// Header of a page map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PagesHeader {
+    /// Generation of the snapshot.
+    pub generation: u64,
+    /// Pages in the VM.
+    pub pages: u64,
+    /// Records that follow.
+    pub records: u64,
+}
+
+impl PagesHeader {
+    /// Encodes the header.
+    #[must_use]
+    pub fn encode(&self) -> [u8; PAGES_HEADER] {
+        let mut out = [0; PAGES_HEADER];
+        out[..4].copy_from_slice(b"MXP1");
+        out[4..8].copy_from_slice(&(crate::PAGE_SIZE as u32).to_le_bytes());
+        out[8..16].copy_from_slice(&self.generation.to_le_bytes());
+        out[16..24].copy_from_slice(&self.pages.to_le_bytes());
+        out[24..32].copy_from_slice(&self.records.to_le_bytes());
+        out
+    }
+
+    /// Decodes a header.
+    ///
+    /// # Errors
+    /// If it is not the header of a page map with at most `limit` pages.
+    pub fn decode(bytes: &[u8; PAGES_HEADER], limit: u64) -> Result<Self, DecodeError> {
+        if &bytes[..4] != b"MXP1" || u32_at(bytes, 4) as usize != crate::PAGE_SIZE {
+            return Err(DecodeError::NotThis("page map"));
+        }
+        let header =
+            Self { generation: u64_at(bytes, 8), pages: u64_at(bytes, 16), records: u64_at(bytes, 24) };
+        let most = header.pages.max(header.records);
+        if most > limit {
+            return Err(DecodeError::TooMany { count: most, limit });
+        }
+        Ok(header)
+    }
+}
+
+/// Appends one record of a page map. Its `offset` is not sent: the coverage list gives each region's first page.
+pub fn encode_page(record: &PageRecord, out: &mut Vec<u8>) {
+    out.extend_from_slice(&record.page.to_le_bytes());
+    out.extend_from_slice(&record.generation.to_le_bytes());
+    out.extend_from_slice(&[record.state as u8, u8::from(record.fingerprint.is_some()), 0, 0]);
+    out.extend_from_slice(&record.region.to_le_bytes());
+    out.extend_from_slice(record.fingerprint.as_ref().map_or(&[0; 32], Fingerprint::as_bytes));
+}
+
+/// Decodes one record of a page map; `offset` is left 0.
+///
+/// # Errors
+/// If the state is none that is known.
+pub fn decode_page(bytes: &[u8; PAGE_RECORD]) -> Result<PageRecord, DecodeError> {
+    let state = match bytes[16] {
+        0 => PageState::Stale,
+        1 => PageState::Absent,
+        2 => PageState::Zero,
+        3 => PageState::Current,
+        _ => return Err(DecodeError::NotThis("page record")),
+    };
+    let mut fingerprint = [0; Fingerprint::LEN];
+    fingerprint.copy_from_slice(&bytes[24..56]);
+    Ok(PageRecord {
+        page: u64_at(bytes, 0),
+        region: u32_at(bytes, 20),
+        offset: 0,
+        state,
+        fingerprint: (bytes[17] == 1).then_some(Fingerprint::new(fingerprint)),
+        generation: u64_at(bytes, 8),
+    })
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_lookup_round_trips(key: [u8; 16], list in prop::collection::vec(any::<[u8; 32]>(), 0..50)) {
+            let list: Vec<_> = list.into_iter().map(Fingerprint::new).collect();
+            let body = encode_fingerprints(KeyId(key), &list);
+            prop_assert_eq!(decode_fingerprints(&body).unwrap(), (KeyId(key), list));
+        }
+
+        #[test]
+        fn an_answer_round_trips(positions in prop::collection::btree_set(0u32..5000, 0..300)) {
+            let held: RoaringBitmap = positions.into_iter().collect();
+            let body = encode_bitmap(5000, &held);
+            prop_assert_eq!(decode_bitmap(5000, &body).unwrap(), held);
+        }
+
+        #[test]
+        fn garbage_is_refused_and_never_panics(
+            mut body in prop::collection::vec(any::<u8>(), 0..400), magic in 0..4usize, asked: u32,
+        ) {
+            if let (Some(start), Some(magic)) = (body.get_mut(..4), [b"MXF1", b"MXB1", b"MXP1"].get(magic)) {
+                start.copy_from_slice(*magic);
+            }
+            if let Ok((_, list)) = decode_fingerprints(&body) {
+                prop_assert_eq!(list.len() * 32 + 24, body.len());
+            }
+            if let Ok(held) = decode_bitmap(asked, &body) {
+                prop_assert!(held.max().is_none_or(|last| last < asked));
+            }
+            if let Some((header, _)) = body.split_first_chunk::<PAGES_HEADER>() {
+                let _ = PagesHeader::decode(header, 1 << 30);
+            }
+            if let Some((record, _)) = body.split_first_chunk::<PAGE_RECORD>() {
+                let _ = decode_page(record);
+            }
+        }
+
+        #[test]
+        fn a_page_record_round_trips(page: u64, region: u32, generation: u64, state in 0..4u8, fingerprint: Option<[u8; 32]>) {
+            let state = [PageState::Stale, PageState::Absent, PageState::Zero, PageState::Current][usize::from(state)];
+            let record = PageRecord { page, region, offset: 0, state, fingerprint: fingerprint.map(Fingerprint::new), generation };
+            let mut bytes = Vec::new();
+            encode_page(&record, &mut bytes);
+            let bytes: &[u8; PAGE_RECORD] = bytes.as_slice().try_into().unwrap();
+            prop_assert_eq!(decode_page(bytes).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn an_answer_to_another_question_is_refused() {
+        let held: RoaringBitmap = [3u32].into_iter().collect();
+        assert!(decode_bitmap(10, &encode_bitmap(9, &held)).is_err());
+        assert!(decode_bitmap(3, &encode_bitmap(3, &held)).is_err());
+        assert!(decode_fingerprints(&encode_fingerprints(KeyId::PLAIN, &[])[..20]).is_err());
+    }
+
+    #[test]
+    fn limits_hold_for_the_largest_bitmap() {
+        let every_other: RoaringBitmap = (0..MAX_LOOKUP as u32).step_by(2).collect();
+        assert!(encode_bitmap(MAX_LOOKUP as u32, &every_other).len() <= MAX_BITMAP_BYTES);
+    }
+}

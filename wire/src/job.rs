@@ -1,0 +1,59 @@
+//! `POST /v1/vms/{vm}/sync` and `POST /v1/vms/{vm}/verify`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{page::PageState, vm::PageCounts};
+
+/// Body of `POST /v1/vms/{vm}/sync`; an empty body takes the defaults.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SyncRequest {
+    /// Give up after this many milliseconds. Default 30,000, at most 600,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// Answer of `POST /v1/vms/{vm}/sync`: every page has been current at some moment since the call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SyncReport {
+    /// Id of the VM.
+    pub vm: String,
+    /// Generation of the map when the sync was complete.
+    pub generation: u64,
+    /// Pages in each state at that moment. `stale` counts pages written again since they were read.
+    pub pages: PageCounts,
+    /// Milliseconds it took.
+    pub elapsed_ms: u64,
+}
+
+/// Answer of `POST /v1/vms/{vm}/verify`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VerifyReport {
+    /// Id of the VM.
+    pub vm: String,
+    /// Generation of the map when the last page was checked.
+    pub generation: u64,
+    /// Pages that were read again and had no write in between.
+    pub checked: u64,
+    /// Pages passed over because they were stale or were written meanwhile.
+    pub skipped: u64,
+    /// Checked pages whose bytes do not have the fingerprint the map shows. Must be 0.
+    pub mismatches: u64,
+    /// The first mismatches, at most 16.
+    pub examples: Vec<Mismatch>,
+    /// Milliseconds it took.
+    pub elapsed_ms: u64,
+}
+
+/// A page whose bytes are not what the map says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Mismatch {
+    /// Page number.
+    pub page: u64,
+    /// What the map said.
+    pub state: PageState,
+}
