@@ -1,1 +1,4 @@
-//! x
+//! memdexd as a library.
+pub mod map;
+pub mod units;
+pub mod vm;

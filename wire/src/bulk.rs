@@ -218,7 +218,7 @@ pub fn encode_page(record: &PageRecord, out: &mut Vec<u8>) {
     out.extend_from_slice(&record.generation.to_le_bytes());
     out.extend_from_slice(&[record.state as u8, u8::from(record.fingerprint.is_some()), 0, 0]);
     out.extend_from_slice(&record.region.to_le_bytes());
-    out.extend_from_slice(record.fingerprint.as_ref().map_or(&[0; 32], Fingerprint::as_bytes));
+    out.extend_from_slice(record.fingerprint.as_ref().map_or(&[0; 32], |f| f.as_bytes()));
 }
 
 /// Decodes one record of a page map; `offset` is left 0.

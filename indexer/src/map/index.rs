@@ -1,0 +1,208 @@
+//! The reverse index: which places of this host hold a given content.
+//!
+//! # A hint that is always checked
+//!
+//! An entry says "map M, page P probably holds content with this tag". Whoever looks something up checks the place in
+//! the map itself: it counts only if that page is `current` there with exactly the fingerprint asked for. So an entry may
+//! be out of date without doing harm, pages that become stale need no work here, and an entry can be as small as twelve
+//! bytes: it need not hold the fingerprint, which stands in the map.
+//!
+//! # What a hostile guest can do
+//!
+//! It chooses the content of its pages and so, with some work, pages whose fingerprints agree in a few bits. Tags are
+//! therefore made with a random multiplier that never leaves this process. Pages that are really the same (a guest
+//! can fill its memory with one pattern) would make one endless chain: at most [`SAME_TAG`] entries with one tag
+//! are held, further ones are counted and left out. If all the places held go stale while one left out still has the
+//! content, a lookup misses it, and the content crosses the wire once more than needed: a cost, never a wrong byte.
+
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use hashbrown::{HashTable, hash_table};
+use memdex_wire::Fingerprint;
+
+/// Names one VM's map in the index. Never used twice while the daemon runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MapId(pub u32);
+
+/// A page that probably holds a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which VM's map.
+    pub map: MapId,
+    /// Which page of it.
+    pub page: u32,
+}
+
+/// Figures about the index.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct IndexStatistics {
+    /// Entries held.
+    pub entries: u64,
+    /// Bytes allocated for them.
+    pub bytes: u64,
+    /// Places left out because [`SAME_TAG`] others with the same tag were held.
+    pub left_out: u64,
+}
+
+/// Most entries with one tag.
+pub(super) const SAME_TAG: usize = 32;
+const SHARDS: usize = 64;
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    tag: u32,
+    map: u32,
+    page: u32,
+}
+
+/// Fingerprint → places. Sharded, so that trackers of many VMs and lookups do not wait for one another.
+#[derive(Debug)]
+pub struct ContentIndex {
+    /// Std mutexes: held for some hundred nanoseconds, never across a system call or an await.
+    shards: Vec<Mutex<HashTable<Entry>>>,
+    multiplier: u64,
+    left_out: AtomicU64,
+}
+
+impl ContentIndex {
+    /// An empty index with tags of its own.
+    ///
+    /// # Errors
+    /// If the kernel gives no random bytes.
+    pub fn new() -> Result<Self, getrandom::Error> {
+        Ok(Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            multiplier: getrandom::u64()? | 1,
+            left_out: AtomicU64::new(0),
+        })
+    }
+
+    /// Says that a place now holds `fingerprint`.
+    pub fn insert(&self, fingerprint: &Fingerprint, place: Place) {
+        let (mut shard, tag) = self.shard(fingerprint);
+        let mut same = 0;
+        for entry in shard.iter_hash(spread(tag)).filter(|entry| entry.tag == tag) {
+            if entry.map == place.map.0 && entry.page == place.page {
+                return;
+            }
+            same += 1;
+        }
+        if same >= SAME_TAG {
+            self.left_out.fetch_add(1, Relaxed);
+            return;
+        }
+        let entry = Entry { tag, map: place.map.0, page: place.page };
+        shard.insert_unique(spread(tag), entry, |entry| spread(entry.tag));
+    }
+
+    /// Says that a place no longer holds `fingerprint`.
+    pub fn remove(&self, fingerprint: &Fingerprint, place: Place) {
+        let (mut shard, tag) = self.shard(fingerprint);
+        let same = |entry: &Entry| {
+            (entry.tag, entry.map, entry.page) == (tag, place.map.0, place.page)
+        };
+        if let Ok(entry) = shard.find_entry(spread(tag), same) {
+            hash_table::OccupiedEntry::remove(entry);
+        }
+    }
+
+    /// Appends the places that probably hold `fingerprint`: check each in its map.
+    pub fn candidates(&self, fingerprint: &Fingerprint, places: &mut Vec<Place>) {
+        let (shard, tag) = self.shard(fingerprint);
+        let same = shard.iter_hash(spread(tag)).filter(|entry| entry.tag == tag);
+        places.extend(same.map(|entry| Place { map: MapId(entry.map), page: entry.page }));
+    }
+
+    /// Forgets every place of a map.
+    pub fn forget(&self, map: MapId) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.retain(|entry| entry.map != map.0);
+            shard.shrink_to_fit(|entry| spread(entry.tag));
+        }
+    }
+
+    /// Figures about the index.
+    #[must_use]
+    pub fn statistics(&self) -> IndexStatistics {
+        let mut statistics = IndexStatistics { left_out: self.left_out.load(Relaxed), ..Default::default() };
+        for shard in &self.shards {
+            let shard = lock(shard);
+            statistics.entries += shard.len() as u64;
+            statistics.bytes += shard.allocation_size() as u64;
+        }
+        statistics
+    }
+
+    fn shard(&self, fingerprint: &Fingerprint) -> (MutexGuard<'_, HashTable<Entry>>, u32) {
+        let mixed = fingerprint.prefix().wrapping_mul(self.multiplier);
+        let (tag, shard) = ((mixed >> 32) as u32, (mixed >> 26) as usize % SHARDS);
+        (lock(&self.shards[shard]), tag)
+    }
+}
+
+/// A shard is only ever left in a usable state, so a panic of another holder does not matter.
+fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The table takes its bucket from the low bits and its control byte from the high ones.
+fn spread(tag: u32) -> u64 {
+    u64::from(tag).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn print(n: u8) -> Fingerprint {
+        Fingerprint::new(*blake3::hash(&[n]).as_bytes())
+    }
+
+    proptest! {
+        #[test]
+        fn every_place_that_was_told_is_a_candidate(
+            steps in prop::collection::vec((any::<bool>(), 0..20u8, 0..3u32, 0..30u32), 0..200)
+        ) {
+            let index = ContentIndex::new().unwrap();
+            let mut model: BTreeMap<u8, BTreeSet<(u32, u32)>> = BTreeMap::new();
+            for (insert, content, map, page) in steps {
+                let place = Place { map: MapId(map), page };
+                let places = model.entry(content).or_default();
+                if insert && (places.len() < SAME_TAG || places.contains(&(map, page))) {
+                    index.insert(&print(content), place);
+                    places.insert((map, page));
+                } else if !insert {
+                    index.remove(&print(content), place);
+                    places.remove(&(map, page));
+                }
+            }
+            index.forget(MapId(2));
+            for (content, places) in model {
+                let mut found = Vec::new();
+                index.candidates(&print(content), &mut found);
+                let found: BTreeSet<_> = found.iter().map(|place| (place.map.0, place.page)).collect();
+                let expected: BTreeSet<_> = places.into_iter().filter(|(map, _)| *map != 2).collect();
+                prop_assert!(found.is_superset(&expected), "{found:?} lacks some of {expected:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_content_everywhere_makes_no_endless_chain() {
+        let index = ContentIndex::new().unwrap();
+        for page in 0..100_000 {
+            index.insert(&print(1), Place { map: MapId(0), page });
+        }
+        let statistics = index.statistics();
+        assert_eq!(statistics.entries, SAME_TAG as u64);
+        assert_eq!(statistics.left_out, 100_000 - SAME_TAG as u64);
+    }
+}

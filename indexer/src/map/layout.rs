@@ -1,0 +1,101 @@
+//! Which page number stands for which byte of which region.
+
+use memdex_wire::page::PageRecord;
+
+use super::PageView;
+use crate::{
+    units::{MAX_PAGES, bytes},
+    vm::descriptor::{Backing, Region},
+};
+
+/// The regions of a VM in page-number order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Layout {
+    regions: Vec<LayoutRegion>,
+}
+
+/// A region's place among the page numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayoutRegion {
+    /// Name for people.
+    pub name: String,
+    /// Number of the region's first page.
+    pub first_page: u32,
+    /// Pages in the region.
+    pub pages: u32,
+    /// Byte offset of the first page: where the mapping begins in a RAM file, else 0.
+    pub offset: u64,
+}
+
+impl LayoutRegion {
+    /// The region's page numbers.
+    #[must_use]
+    pub fn range(&self) -> std::ops::Range<u32> {
+        self.first_page..self.first_page + self.pages
+    }
+}
+
+impl Layout {
+    /// Numbers the pages of `regions`. Regions that would exceed [`MAX_PAGES`] are left out.
+    #[must_use]
+    pub fn of(regions: &[Region]) -> Self {
+        let mut first = 0u64;
+        let mut layout = Self::default();
+        for region in regions {
+            let pages = region.pages();
+            if first + pages > MAX_PAGES {
+                break;
+            }
+            let offset = match region.backing {
+                Backing::SharedFile { offset, .. } => offset,
+                Backing::PrivateFile { .. } | Backing::Anonymous => 0,
+            };
+            layout.regions.push(LayoutRegion {
+                name: region.name.clone(),
+                first_page: first as u32,
+                pages: pages as u32,
+                offset,
+            });
+            first += pages;
+        }
+        layout
+    }
+
+    /// The regions.
+    #[must_use]
+    pub fn regions(&self) -> &[LayoutRegion] {
+        &self.regions
+    }
+
+    /// Pages in all regions.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.regions.last().map_or(0, |last| last.first_page + last.pages)
+    }
+
+    /// Index of the region that holds a page.
+    #[must_use]
+    pub fn region_of(&self, page: u32) -> Option<usize> {
+        let after = self.regions.partition_point(|region| region.first_page <= page);
+        let index = after.checked_sub(1)?;
+        self.regions[index].range().contains(&page).then_some(index)
+    }
+
+    /// The record of a page as the API shows it.
+    ///
+    /// # Panics
+    /// If no region holds the page.
+    #[must_use]
+    pub fn record(&self, page: u32, view: PageView) -> PageRecord {
+        let index = self.region_of(page).expect("a page of the map lies in a region");
+        let region = &self.regions[index];
+        PageRecord {
+            page: u64::from(page),
+            region: index as u32,
+            offset: region.offset + bytes(u64::from(page - region.first_page)),
+            state: view.state,
+            fingerprint: view.fingerprint,
+            generation: view.generation.0,
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What is known of every page of a VM: states, fingerprints, generations; and the host's reverse index.
+//!
+//! Owns the answers, never talks to the kernel: the tracker says what it found, readers take snapshots.
+//!
+//! # How the map is held
+//!
+//! The map is a vector of chunks of 512 pages (2 MiB of guest memory). A chunk in which every page is alike and has no
+//! fingerprint (never populated, all zero, not looked at yet) is two words; any other is a block behind an [`Arc`].
+//! A snapshot clones the vector, that is, some reference counts; a writer that meets a block which a snapshot still
+//! holds copies that one block first ([`Arc::make_mut`]). So readers see one consistent moment for as long as they
+//! like, writers never wait for them, and memory grows only by the blocks that really changed meanwhile.
+//!
+//! A page's *content* (what was last read) and its being *stale* (written since) are kept apart, because a page that was
+//! written with the same bytes keeps its generation, and because `stale` pages still show their last fingerprint.
+
+mod chunk;
+mod index;
+mod layout;
+mod snapshot;
+
+use std::sync::Arc;
+
+use memdex_wire::{Fingerprint, vm::PageCounts};
+
+use crate::units::{Generation, PageRange};
+
+use chunk::{CHUNK_PAGES, Chunk};
+pub use chunk::{Content, PageView};
+pub use index::{ContentIndex, IndexStatistics, MapId, Place};
+pub use layout::{Layout, LayoutRegion};
+pub use snapshot::MapSnapshot;
+
+/// A page whose content is not what it was: what the reverse index has to follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// The page.
+    pub page: u32,
+    /// Its fingerprint before.
+    pub before: Option<Fingerprint>,
+    /// Its fingerprint now.
+    pub after: Option<Fingerprint>,
+}
+
+/// The pages of one VM. Written by its tracker alone.
+#[derive(Debug, Clone)]
+pub struct PageMap {
+    layout: Arc<Layout>,
+    chunks: Vec<Chunk>,
+    counts: PageCounts,
+    generation: Generation,
+    /// Snapshots from before this generation speak of other page numbers.
+    layout_since: Generation,
+}
+
+impl PageMap {
+    /// A map in which nothing is known: every page is stale.
+    #[must_use]
+    pub fn new(layout: Arc<Layout>) -> Self {
+        let pages = layout.pages();
+        let mut map = Self {
+            layout,
+            chunks: Vec::new(),
+            counts: PageCounts::default(),
+            generation: Generation(1),
+            layout_since: Generation(1),
+        };
+        map.extend(pages);
+        map
+    }
+
+    /// The regions and their page numbers.
+    #[must_use]
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Number of pages.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.counts.total as u32
+    }
+
+    /// Counts every change.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Number of pages in each state.
+    #[must_use]
+    pub fn counts(&self) -> PageCounts {
+        self.counts
+    }
+
+    /// What is known of one page.
+    ///
+    /// # Panics
+    /// If the VM has no such page.
+    #[must_use]
+    pub fn page(&self, page: u32) -> PageView {
+        assert!(page < self.pages(), "page {page} of {}", self.pages());
+        self.chunks[page as usize / CHUNK_PAGES].page(page as usize % CHUNK_PAGES)
+    }
+
+    /// Says that pages may have been written: they are stale from now on, whatever is known of them.
+    /// Pages outside the map are passed over. Returns how many were not stale before.
+    pub fn mark_stale(&mut self, runs: &[PageRange]) -> u64 {
+        let mut newly = PageCounts::default();
+        for run in runs {
+            self.each_chunk(run.clone(), |chunk, pages, _| chunk.mark_stale(pages, &mut newly));
+        }
+        let marked = newly.absent + newly.zero + newly.current;
+        if marked > 0 {
+            self.counts.absent -= newly.absent;
+            self.counts.zero -= newly.zero;
+            self.counts.current -= newly.current;
+            self.counts.stale += marked;
+            self.generation.0 += 1;
+        }
+        marked
+    }
+
+    /// Publishes what was read: `contents[i]` for page `first + i`, `None` for a page that could not be settled and
+    /// stays as it is. The caller has to have kept the order *arm, read, hash, check* — see [`crate::watch`].
+    /// Appends to `changes` what the reverse index must follow.
+    pub fn publish(&mut self, first: u32, contents: &[Option<Content>], changes: &mut Vec<Change>) {
+        let generation = Generation(self.generation.0 + 1);
+        let mut counts = self.counts;
+        let mut touched = false;
+        let end = first + contents.len() as u32;
+        self.each_chunk(first..end, |chunk, pages, page| {
+            let contents = &contents[(page - first) as usize..][..pages.len()];
+            touched |= chunk.publish(pages.start, contents, page, generation, &mut counts, changes);
+        });
+        if touched {
+            self.counts = counts;
+            self.generation = generation;
+        }
+    }
+
+    /// Replaces the layout: the first `keep` pages stay as they are, all others start unknown.
+    /// Returns the changes that the reverse index must follow.
+    pub fn relayout(&mut self, layout: Arc<Layout>, keep: u32) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let keep = keep.min(self.pages()).min(layout.pages());
+        let snapshot = self.snapshot();
+        for (page, view) in snapshot.views(keep..self.pages()) {
+            if let Some(before) = view.fingerprint {
+                changes.push(Change { page, before: Some(before), after: None });
+            }
+        }
+        self.chunks.truncate((keep as usize).div_ceil(CHUNK_PAGES));
+        let tail = keep as usize % CHUNK_PAGES;
+        if let Some(last) = self.chunks.last_mut().filter(|_| tail > 0) {
+            last.truncate(tail);
+        }
+        let pages = layout.pages();
+        self.layout = layout;
+        self.counts = PageCounts::default();
+        for chunk in &self.chunks {
+            chunk.count(&mut self.counts);
+        }
+        self.extend(pages);
+        self.generation.0 += 1;
+        self.layout_since = self.generation;
+        changes
+    }
+
+    /// A consistent picture of this moment.
+    #[must_use]
+    pub fn snapshot(&self) -> MapSnapshot {
+        MapSnapshot::new(
+            Arc::clone(&self.layout),
+            self.chunks.clone(),
+            self.counts,
+            self.generation,
+            self.layout_since,
+        )
+    }
+
+    /// Makes every block that only this map holds as small as it can be. Cheap enough for now and then.
+    pub fn compact(&mut self) {
+        self.chunks.iter_mut().for_each(Chunk::compact);
+    }
+
+    /// Appends unknown pages until there are `pages`.
+    fn extend(&mut self, pages: u32) {
+        let (pages, have) = (pages as usize, self.counts.total as usize);
+        let mut missing = pages.saturating_sub(have);
+        self.counts.total = pages as u64;
+        self.counts.stale += missing as u64;
+        if let Some(last) = self.chunks.last_mut() {
+            let room = (CHUNK_PAGES - last.len()).min(missing);
+            last.grow(room);
+            missing -= room;
+        }
+        while missing > 0 {
+            let len = missing.min(CHUNK_PAGES);
+            self.chunks.push(Chunk::unknown(len));
+            missing -= len;
+        }
+    }
+
+    /// Calls `f` with each chunk of a run, the range within the chunk, and the page number where that begins.
+    fn each_chunk(&mut self, run: PageRange, mut f: impl FnMut(&mut Chunk, std::ops::Range<usize>, u32)) {
+        let end = run.end.min(self.pages()) as usize;
+        let mut page = run.start as usize;
+        while page < end {
+            let (chunk, start) = (page / CHUNK_PAGES, page % CHUNK_PAGES);
+            let len = (CHUNK_PAGES - start).min(end - page);
+            f(&mut self.chunks[chunk], start..start + len, page as u32);
+            page += len;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,2 @@
+//! Who runs here.
+pub mod descriptor;
