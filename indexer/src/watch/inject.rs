@@ -225,6 +225,8 @@ impl Injection<'_> {
     fn explain_seize(&self, error: io::Error) -> InjectError {
         match ThreadStatus::read(self.process, self.tid) {
             Ok(status) if status.tracer != 0 => InjectError::Traced(status.tracer),
+            // A thread that is ending refuses with EPERM.
+            Ok(status) if matches!(status.state, 'Z' | 'X') => InjectError::Gone,
             _ => InjectError::io("attach to")(error),
         }
     }
@@ -417,6 +419,7 @@ fn find_gate(process: &Process, memory: &File) -> Result<u64, InjectError> {
         process.with_path("maps", fs::read_to_string).map_err(InjectError::io("read the mappings of"))?;
     let mut executable: Vec<_> = maps.lines().filter_map(executable_mapping).collect();
     executable.sort_by_key(|(_, name)| *name != "[vdso]");
+    let mut readable = false;
     let mut bytes = vec![0; usize::try_from(WINDOW).unwrap_or(0)];
     // Bounded: 64 mappings, 1 MiB of each.
     for (range, name) in executable.into_iter().take(64) {
@@ -428,12 +431,14 @@ fn find_gate(process: &Process, memory: &File) -> Result<u64, InjectError> {
             let Ok(read) = memory.read_at(&mut bytes[..usize::try_from(length).unwrap_or(0)], start) else {
                 break;
             };
+            readable |= read > 0;
             if let Some(at) = bytes[..read].windows(GATE.len()).position(|bytes| bytes == GATE) {
                 return Ok(start + at as u64);
             }
         }
     }
-    Err(if process.alive() { InjectError::NoGate } else { InjectError::Gone })
+    // Nothing readable at all: the address space is going, the process will be gone in a moment.
+    Err(if readable { InjectError::NoGate } else { InjectError::Gone })
 }
 
 /// Address range and name of a line of `/proc/PID/maps`, if it is readable and executable.
@@ -462,7 +467,8 @@ fn elf_class(process: &Process) -> Result<u8, InjectError> {
 /// The threads to try, the main one first.
 fn threads(process: &Process) -> Result<Vec<u32>, InjectError> {
     let main = process.id().pid;
-    let entries = process.with_path("task", fs::read_dir).map_err(InjectError::io("list the threads of"))?;
+    let entries =
+        fs::read_dir(format!("/proc/{main}/task")).map_err(InjectError::io("list the threads of"))?;
     let mut threads: Vec<u32> =
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     threads.sort_unstable_by_key(|tid| (*tid != main, *tid));
@@ -480,7 +486,8 @@ struct ThreadStatus {
 
 impl ThreadStatus {
     fn read(process: &Process, tid: u32) -> io::Result<Self> {
-        let text = match process.with_path(&format!("task/{tid}/status"), fs::read_to_string) {
+        let status = format!("/proc/{}/task/{tid}/status", process.id().pid);
+        let text = match fs::read_to_string(status) {
             // This thread may have ended, the process lives: the same as a zombie.
             Err(error) if is_gone(&error) && process.alive() => {
                 return Ok(Self { state: 'X', tracer: 0, seccomp: false });

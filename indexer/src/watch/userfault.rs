@@ -22,7 +22,7 @@ use linux_raw_sys::general::{
 use rustix::{
     io::Errno,
     ioctl::{Opcode, Setter, Updater, ioctl, opcode},
-    process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
 use super::{
@@ -147,7 +147,7 @@ pub fn attach(process: ProcessId) -> Result<UserFault, AttachError> {
     let number = returned.value.map_err(AttachError::Refused)?;
     let fetched = i32::try_from(number)
         .map_err(io::Error::other)
-        .and_then(|number| fetch(&process, returned.tid, number))
+        .and_then(|number| fetch(&process, number))
         .map_err(wrap("take the userfaultfd of"))
         .and_then(|fd| initialize(&fd).map(|()| fd).map_err(|error| AttachError::Unsupported(error.into())));
     match fetched {
@@ -204,7 +204,7 @@ fn left_behind(process: &Process) -> Result<Option<OwnedFd>, AttachError> {
         if is_userfault
             && let Ok(info) = process.with_path(&format!("fdinfo/{number}"), fs::read_to_string)
             && features(&info).is_some_and(|features| features & FEATURES == FEATURES)
-            && let Ok(fd) = fetch(process, process.id().pid, number)
+            && let Ok(fd) = fetch(process, number)
         {
             return Ok(Some(fd));
         }
@@ -219,16 +219,15 @@ fn features(fdinfo: &str) -> Option<u64> {
 }
 
 /// A copy of a userfaultfd of the process.
-fn fetch(process: &Process, tid: u32, number: i32) -> io::Result<OwnedFd> {
-    let fd = match pidfd_getfd(process.pidfd(), number, PidfdGetfdFlags::empty()) {
-        // A main thread that has ended holds no files any more; ask the thread that made the call (Linux 6.9).
-        Err(Errno::BADF) if tid != process.id().pid => {
-            let tid = i32::try_from(tid).ok().and_then(rustix::process::Pid::from_raw).ok_or(Errno::SRCH)?;
-            let thread = pidfd_open(tid, PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned()))?;
-            pidfd_getfd(thread, number, PidfdGetfdFlags::empty())
-        }
-        other => other,
-    }?;
+fn fetch(process: &Process, number: i32) -> io::Result<OwnedFd> {
+    let fd = if process.thread() == process.id().pid {
+        pidfd_getfd(process.pidfd(), number, PidfdGetfdFlags::empty())?
+    } else {
+        // A main thread that has ended holds no files any more; ask a living one (PIDFD_THREAD, Linux 6.9).
+        let thread = i32::try_from(process.thread()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+        let thread = pidfd_open(thread, PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned()))?;
+        pidfd_getfd(thread, number, PidfdGetfdFlags::empty())?
+    };
     // Numbers are reused quickly in a live process.
     let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     if target.as_os_str() == "anon_inode:[userfaultfd]" { Ok(fd) } else { Err(Errno::BADF.into()) }
