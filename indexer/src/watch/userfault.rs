@@ -16,8 +16,9 @@ use std::{
 };
 
 use linux_raw_sys::general::{
-    UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
-    UFFD_FEATURE_WP_UNPOPULATED, UFFD_USER_MODE_ONLY, UFFDIO_REGISTER_MODE_WP,
+    UFFD_API, UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_SIGBUS,
+    UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFD_USER_MODE_ONLY,
+    UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
 };
 use rustix::{
     io::Errno,
@@ -184,8 +185,28 @@ fn own() -> io::Result<OwnedFd> {
     }
 }
 
+/// A userfaultfd of the daemon's own address space, for [`register_missing`].
+pub(crate) fn own_for_missing() -> io::Result<OwnedFd> {
+    let fd = own()?;
+    initialize_with(&fd, (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_SIGBUS).into())?;
+    Ok(fd)
+}
+
+/// Makes reading a page of a shmem mapping of the daemon that is not in the file raise SIGBUS instead of allocating it.
+pub(crate) fn register_missing(fd: &OwnedFd, addresses: Range<usize>) -> io::Result<()> {
+    let range = Hva(addresses.start as u64)..Hva(addresses.end as u64);
+    let mut argument =
+        Register { range: Span::from(&range), mode: UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
+    // SAFETY: as in `UserFault::register`. What faults do there is the business of the owner of the mapping.
+    unsafe { ioctl(fd, Updater::<{ operation::REGISTER }, _>::new(&mut argument)) }.map_err(Into::into)
+}
+
 fn initialize(fd: &OwnedFd) -> Result<(), Errno> {
-    let mut argument = Api { api: UFFD_API.into(), features: FEATURES, ioctls: 0 };
+    initialize_with(fd, FEATURES)
+}
+
+fn initialize_with(fd: &OwnedFd, features: u64) -> Result<(), Errno> {
+    let mut argument = Api { api: UFFD_API.into(), features, ioctls: 0 };
     // SAFETY: the opcode goes with the structure (include/uapi/linux/userfaultfd.h).
     unsafe { ioctl(fd, Updater::<{ operation::API }, _>::new(&mut argument)) }
 }
