@@ -94,7 +94,7 @@ impl Vm {
                 coverage: Vec::new(),
             }),
             memory: RwLock::default(),
-            progress: Mutex::new(IndexProgress { done: 0, total: descriptor.pages() }),
+            progress: Mutex::new(IndexProgress { total: descriptor.pages(), ..IndexProgress::default() }),
             descriptor: RwLock::new(descriptor),
             unanswered_since: Mutex::new(None),
             commands,

@@ -137,7 +137,7 @@ impl Queue {
         !self.ready.is_empty()
     }
 
-    /// Takes up to `most` ready pages within `limits`, lowest first.
+    /// Takes up to `most` ready pages, lowest first; fewer if some may not be read yet.
     pub(super) fn take(&mut self, most: u32) -> RoaringBitmap {
         let batch = match self.ready.select(most) {
             None => std::mem::take(&mut self.ready),
@@ -148,8 +148,15 @@ impl Queue {
                 batch
             }
         };
-        let held = &batch & &self.discarding;
-        batch - held
+        // A page that is being discarded, or about to be written, has its turn when that is over.
+        ((batch - &self.discarding) - &self.awaited[0]) - &self.awaited[1]
+    }
+
+    /// Pages published in the last one to two rotations. A fault may have been taken, and marked, before such a page was
+    /// armed for the last time, and be resolved only now: then the write lands without a mark of its own. So these are
+    /// scanned again for a while.
+    pub(super) fn recent(&self) -> RoaringBitmap {
+        &self.recent[0] | &self.recent[1]
     }
 
     /// Every page that is somewhere in here.

@@ -19,6 +19,8 @@ use crate::{map::MapSnapshot, watch::queue::runs};
 
 /// Pages looked at between two looks at the marks.
 const WINDOW: u32 = 1 << 16;
+/// Time from one look at the lately published pages to the next.
+const RECHECK: Duration = Duration::from_millis(100);
 
 impl Tracker {
     /// Audits all armed regions. Stale pages that are queued nowhere are queued.
@@ -120,8 +122,14 @@ impl Tracker {
         self.options.audit.max(self.audit_cost * 500)
     }
 
-    /// Scans for written pages. Only what is awaited if eBPF says what is written, else everything.
+    /// Scans for written pages: what is awaited, now and then what was published lately; everything if eBPF does not say
+    /// what is written.
     pub(super) fn scan(&mut self) -> Result<(), Lost> {
+        let mut steered = self.queue.awaited();
+        if self.last_recheck.elapsed() >= RECHECK {
+            steered |= self.queue.recent();
+            self.last_recheck = Instant::now();
+        }
         let everything = !self.marks_see_writes() && self.last_full_scan.elapsed() >= self.scan_interval();
         let full = everything || std::mem::take(&mut self.full_scan_wanted);
         let began = Instant::now();
@@ -133,10 +141,10 @@ impl Tracker {
             let pages = if full {
                 RoaringBitmap::from_iter(range.clone())
             } else {
-                let mut awaited = self.queue.awaited();
-                awaited.remove_range(..range.start);
-                awaited.remove_range(range.end..);
-                awaited
+                let mut pages = steered.clone();
+                pages.remove_range(..range.start);
+                pages.remove_range(range.end..);
+                pages
             };
             if pages.is_empty() {
                 continue;

@@ -1,6 +1,9 @@
 //! `sync` and `verify`: work that somebody waits for.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use memdex_wire::{
     Fingerprint,
@@ -20,6 +23,8 @@ const BATCH: u64 = 2048;
 const TIGHT: u64 = 4;
 /// A page that was written again in each of so many attempts is hot: it counts as of the call.
 const ATTEMPTS: u32 = 5;
+/// So long a sync waits for a marked write to land, before it takes the mark for one without a write.
+const GRACE: Duration = Duration::from_millis(50);
 /// Pages read again at a time by a verify.
 const VERIFY_BATCH: u32 = 4096;
 /// Mismatches described in the answer.
@@ -145,7 +150,7 @@ impl Tracker {
         }
         let batch = self.sync_batch(&job);
         if batch.is_empty() {
-            // All that is left is being discarded right now; a tick's time will tell.
+            // All that is left is being discarded or written right now; a moment will tell.
             return Ok((Some(Job::Sync(job)), false));
         }
         let region = self.region_of(batch.min().expect("not empty"));
@@ -157,10 +162,13 @@ impl Tracker {
         Ok((Some(Job::Sync(job)), true))
     }
 
-    /// The next pages of a sync: of one region, and none that is being discarded.
+    /// The next pages of a sync: of one region, and none that is being discarded or about to be written.
     fn sync_batch(&self, job: &SyncJob) -> RoaringBitmap {
         let most = if job.attempt == 1 { BATCH } else { TIGHT };
-        let open = &job.todo - self.queue.in_discard();
+        let mut open = &job.todo - self.queue.in_discard();
+        if job.began.elapsed() < GRACE {
+            open -= self.queue.awaited();
+        }
         let Some(first) = open.min() else { return open };
         let end = self.regions[self.region_of(first)].range().end;
         open.iter().take_while(|page| *page < end).take(most as usize).collect()

@@ -124,10 +124,13 @@ pub(crate) struct Tracker {
     /// Room for the changes of a batch, kept to save allocating.
     changes: Vec<Change>,
     full_scan_wanted: bool,
+    pass_began: Instant,
+    pass_took: Option<Duration>,
     last_tick: Instant,
     last_rotation: Instant,
     last_audit: Instant,
     last_full_scan: Instant,
+    last_recheck: Instant,
     last_rehash: Instant,
     last_event: (Instant, u64),
     audit_cost: Duration,
@@ -168,10 +171,13 @@ impl Tracker {
             unseen: RoaringBitmap::new(),
             changes: Vec::new(),
             full_scan_wanted: false,
+            pass_began: now,
+            pass_took: None,
             last_tick: now,
             last_rotation: now,
             last_audit: now,
             last_full_scan: now,
+            last_recheck: now,
             last_rehash: now,
             last_event: (now, 0),
             audit_cost: Duration::ZERO,
@@ -213,9 +219,10 @@ impl Tracker {
         let worked = self.settle_ready()?;
         let more = self.work_on_jobs()?;
         if !worked && !more && !self.jobs.is_empty() {
-            // A sync waits for a discard to return: that takes microseconds, not a tick.
+            // A sync waits for a discard to return or a write to land: that takes microseconds, not a tick.
             std::thread::sleep(Duration::from_millis(1));
             self.take_marks();
+            self.scan()?;
         }
         Ok(())
     }
@@ -242,11 +249,22 @@ impl Tracker {
         }
         self.vm.counters.hot_pages.set(self.queue.hot());
         self.vm.note_unanswered(!self.queue.awaited().is_empty());
-        let left = self.unseen.len();
-        let total = u64::from(self.vm.map().pages());
-        self.vm.set_progress(IndexProgress { done: total - left, total });
+        self.note_progress();
         self.announce();
         Ok(())
+    }
+
+    /// Says how far the first pass is.
+    fn note_progress(&mut self) {
+        let left = self.unseen.len();
+        if left > 0 {
+            self.pass_took = None;
+        } else if self.pass_took.is_none() {
+            self.pass_took = Some(self.pass_began.elapsed());
+        }
+        let total = u64::from(self.vm.map().pages());
+        let elapsed_ms = self.pass_took.unwrap_or_else(|| self.pass_began.elapsed()).as_millis() as u64;
+        self.vm.set_progress(IndexProgress { done: total - left, total, elapsed_ms });
     }
 
     /// Takes what eBPF has seen since the last time: stale from now on.
@@ -410,6 +428,9 @@ impl Tracker {
         let pages = layout.pages();
         let changes = self.vm.map_mut().relayout(layout, kept);
         self.follow(&changes);
+        if self.unseen.is_empty() {
+            self.pass_began = Instant::now();
+        }
         self.unseen.remove_range(kept..);
         self.unseen.insert_range(kept..pages);
         self.queue.clear();

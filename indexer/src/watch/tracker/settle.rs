@@ -100,7 +100,10 @@ impl Tracker {
             self.queue.published(run);
         }
         self.queue.written(&written);
-        self.unseen -= pages;
+        if !self.unseen.is_empty() {
+            self.unseen -= pages;
+            self.note_progress();
+        }
         Ok(doubtful)
     }
 
