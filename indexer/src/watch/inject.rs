@@ -53,7 +53,6 @@ static WINDOW: Mutex<()> = Mutex::new(());
 
 /// Waits for an injection that is under way and lets no new one begin until the guard is dropped. For the daemon's way
 /// out: a process that ends while it injects takes the VMM with it (see the head of the module).
-#[must_use]
 pub fn hold_off() -> MutexGuard<'static, ()> {
     WINDOW.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -100,10 +99,14 @@ pub enum InjectError {
     )]
     Seccomp(io::Error),
     /// No thread stopped in time.
-    #[error("no thread of the VMM could be stopped within {0:?} (hung in the kernel?); it will be tried again")]
+    #[error(
+        "no thread of the VMM could be stopped within {0:?} (hung in the kernel?); it will be tried again"
+    )]
     Unresponsive(Duration),
     /// No `syscall` instruction was found.
-    #[error("the VMM has no `syscall` instruction in its vDSO nor in its program text; memdex can't attach to it")]
+    #[error(
+        "the VMM has no `syscall` instruction in its vDSO nor in its program text; memdex can't attach to it"
+    )]
     NoGate,
     /// Anything else.
     #[error("could not {step} the VMM: {error}; the daemon needs CAP_SYS_PTRACE, run it as root")]
@@ -222,6 +225,8 @@ impl Injection<'_> {
     fn explain_seize(&self, error: io::Error) -> InjectError {
         match ThreadStatus::read(self.process, self.tid) {
             Ok(status) if status.tracer != 0 => InjectError::Traced(status.tracer),
+            // A thread that is ending refuses with EPERM.
+            Ok(status) if matches!(status.state, 'Z' | 'X') => InjectError::Gone,
             _ => InjectError::io("attach to")(error),
         }
     }
@@ -275,7 +280,7 @@ const WAITING_CALLS: [i64; 8] = [
     libc::SYS_semop,
     libc::SYS_semtimedop,
     libc::SYS_io_getevents,
-    333,
+    linux_raw_sys::general::__NR_io_pgetevents as i64,
 ];
 
 /// Stops a thread that runs.
@@ -390,10 +395,8 @@ impl Drop for Borrowed<'_> {
             }
             let _ = self.await_stop(Stop::Interrupt, RESTORE_TIMEOUT);
         }
-        let restored = self
-            .tracee
-            .set_registers(&self.registers)
-            .and_then(|()| self.tracee.set_signal_mask(self.mask));
+        let restored =
+            self.tracee.set_registers(&self.registers).and_then(|()| self.tracee.set_signal_mask(self.mask));
         if let Err(error) = restored
             && !is_gone(&error)
         {
@@ -412,9 +415,11 @@ const GATE: [u8; 2] = [0x0f, 0x05];
 /// other executable mapping. Bytes inside another instruction serve as well; they are executed from their own address.
 fn find_gate(process: &Process, memory: &File) -> Result<u64, InjectError> {
     const WINDOW: u64 = 64 << 10;
-    let maps = process.with_path("maps", fs::read_to_string).map_err(InjectError::io("read the mappings of"))?;
+    let maps =
+        process.with_path("maps", fs::read_to_string).map_err(InjectError::io("read the mappings of"))?;
     let mut executable: Vec<_> = maps.lines().filter_map(executable_mapping).collect();
     executable.sort_by_key(|(_, name)| *name != "[vdso]");
+    let mut readable = false;
     let mut bytes = vec![0; usize::try_from(WINDOW).unwrap_or(0)];
     // Bounded: 64 mappings, 1 MiB of each.
     for (range, name) in executable.into_iter().take(64) {
@@ -426,12 +431,14 @@ fn find_gate(process: &Process, memory: &File) -> Result<u64, InjectError> {
             let Ok(read) = memory.read_at(&mut bytes[..usize::try_from(length).unwrap_or(0)], start) else {
                 break;
             };
+            readable |= read > 0;
             if let Some(at) = bytes[..read].windows(GATE.len()).position(|bytes| bytes == GATE) {
                 return Ok(start + at as u64);
             }
         }
     }
-    Err(if process.alive() { InjectError::NoGate } else { InjectError::Gone })
+    // Nothing readable at all: the address space is going, the process will be gone in a moment.
+    Err(if readable { InjectError::NoGate } else { InjectError::Gone })
 }
 
 /// Address range and name of a line of `/proc/PID/maps`, if it is readable and executable.
@@ -450,7 +457,8 @@ const ELFCLASS64: u8 = 2;
 
 /// Byte 4 of the program file says how wide its addresses are.
 fn elf_class(process: &Process) -> Result<u8, InjectError> {
-    let program = process.with_path("exe", File::open).map_err(InjectError::io("open the program file of"))?;
+    let program =
+        process.with_path("exe", File::open).map_err(InjectError::io("open the program file of"))?;
     let mut head = [0; 5];
     program.read_exact_at(&mut head, 0).map_err(InjectError::io("read the program file of"))?;
     Ok(head[4])
@@ -459,7 +467,8 @@ fn elf_class(process: &Process) -> Result<u8, InjectError> {
 /// The threads to try, the main one first.
 fn threads(process: &Process) -> Result<Vec<u32>, InjectError> {
     let main = process.id().pid;
-    let entries = process.with_path("task", fs::read_dir).map_err(InjectError::io("list the threads of"))?;
+    let entries =
+        fs::read_dir(format!("/proc/{main}/task")).map_err(InjectError::io("list the threads of"))?;
     let mut threads: Vec<u32> =
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     threads.sort_unstable_by_key(|tid| (*tid != main, *tid));
@@ -477,7 +486,8 @@ struct ThreadStatus {
 
 impl ThreadStatus {
     fn read(process: &Process, tid: u32) -> io::Result<Self> {
-        let text = match process.with_path(&format!("task/{tid}/status"), fs::read_to_string) {
+        let status = format!("/proc/{}/task/{tid}/status", process.id().pid);
+        let text = match fs::read_to_string(status) {
             // This thread may have ended, the process lives: the same as a zombie.
             Err(error) if is_gone(&error) && process.alive() => {
                 return Ok(Self { state: 'X', tracer: 0, seccomp: false });

@@ -8,11 +8,7 @@
 //! 6.7
 #![expect(unsafe_code, reason = "an ioctl that no safe crate offers")]
 
-use std::{
-    fs::{self, File},
-    io,
-    ops::Range,
-};
+use std::{fs::File, io, ops::Range};
 
 use linux_raw_sys::general::{
     PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WPALLOWED, PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC, page_region,
@@ -54,10 +50,14 @@ pub enum ScanError {
     #[error("the VMM process has ended, so its page table can't be scanned; nothing to do")]
     Gone,
     /// Some mapping in the range is not registered with an asynchronous write-protecting userfaultfd, or there is none.
-    #[error("a mapping in the range is not watched (it is new, or was replaced); register it again before trusting a scan")]
+    #[error(
+        "a mapping in the range is not watched (it is new, or was replaced); register it again before trusting a scan"
+    )]
     NotWatched,
     /// The kernel has no PAGEMAP_SCAN.
-    #[error("this kernel can't scan page tables for written pages (PAGEMAP_SCAN: {0}); Linux 6.7 or newer is needed for exact tracking")]
+    #[error(
+        "this kernel can't scan page tables for written pages (PAGEMAP_SCAN: {0}); Linux 6.7 or newer is needed for exact tracking"
+    )]
     Unsupported(io::Error),
     /// Anything else.
     #[error("scanning the VMM's page table failed: {0}; the daemon needs CAP_SYS_PTRACE, run it as root")]
@@ -81,10 +81,11 @@ impl Pagemap {
     /// # Errors
     /// [`ScanError::Unsupported`] if the kernel has no such thing.
     pub fn probe() -> Result<(), ScanError> {
-        let file = fs::File::open("/proc/self/pagemap").map_err(ScanError::Io)?;
+        let file = File::open("/proc/self/pagemap").map_err(ScanError::Io)?;
         let here = (&raw const file as u64) & !(PAGE_SIZE as u64 - 1);
         let mut regions = [EMPTY; 1];
-        let query = Query { range: Hva(here)..Hva(here + PAGE_SIZE as u64), mask: 0, any_of: POPULATED, returned: 0 };
+        let query =
+            Query { range: Hva(here)..Hva(here + PAGE_SIZE as u64), mask: 0, any_of: POPULATED, returned: 0 };
         query.run(&file, false, &mut regions).map(drop).map_err(|e| ScanError::Unsupported(e.into()))
     }
 
@@ -95,8 +96,12 @@ impl Pagemap {
     /// # Errors
     /// [`ScanError::NotWatched`] if a mapping of the range isn't registered or the edges of the range aren't mapped.
     pub fn written(&self, range: Range<Hva>, out: &mut Vec<Range<Hva>>) -> Result<(), ScanError> {
-        let query =
-            Query { range: range.clone(), mask: PAGE_IS_WRITTEN, any_of: POPULATED, returned: PAGE_IS_WRITTEN };
+        let query = Query {
+            range: range.clone(),
+            mask: PAGE_IS_WRITTEN,
+            any_of: POPULATED,
+            returned: PAGE_IS_WRITTEN,
+        };
         let first = out.len();
         self.walk(query, true, |run| match out[first..].last_mut() {
             Some(last) if last.end.0 == run.start => last.end = Hva(run.end),
@@ -121,7 +126,9 @@ impl Pagemap {
         self.walk(query, check, |run| {
             let armed = run.categories & u64::from(PAGE_IS_WRITTEN) == 0;
             match out[first..].last_mut() {
-                Some(last) if last.range.end.0 == run.start && last.armed == armed => last.range.end = Hva(run.end),
+                Some(last) if last.range.end.0 == run.start && last.armed == armed => {
+                    last.range.end = Hva(run.end);
+                }
                 _ => out.push(PopulatedRun { range: Hva(run.start)..Hva(run.end), armed }),
             }
         })?;
@@ -160,10 +167,13 @@ impl Pagemap {
         }
         let page = PAGE_SIZE as u64;
         for start in [range.start, Hva(range.end.0 - page)] {
-            let query =
-                Query { range: start..start.add(page), mask: PAGE_IS_WPALLOWED, any_of: 0, returned: PAGE_IS_WPALLOWED };
-            let scanned =
-                query.run(&self.file, true, &mut [EMPTY; 1]).map_err(|e| self.explain(e, true))?;
+            let query = Query {
+                range: start..start.add(page),
+                mask: PAGE_IS_WPALLOWED,
+                any_of: 0,
+                returned: PAGE_IS_WPALLOWED,
+            };
+            let scanned = query.run(&self.file, true, &mut [EMPTY; 1]).map_err(|e| self.explain(e, true))?;
             if scanned.found == 0 {
                 return Err(if self.process.alive() { ScanError::NotWatched } else { ScanError::Gone });
             }

@@ -5,7 +5,7 @@
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use rustix::{
@@ -21,6 +21,8 @@ use crate::vm::descriptor::ProcessId;
 pub struct Process {
     id: ProcessId,
     pidfd: OwnedFd,
+    /// The main thread, or another one if that has ended: only a living thread shows the memory and the files.
+    thread: u32,
 }
 
 impl Process {
@@ -33,9 +35,13 @@ impl Process {
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         // The order matters: the pidfd names *some* process with that pid. If the start time read now is the wanted one
         // and the pidfd's process has not ended since, the two are the same.
-        let process = Self { id, pidfd };
-        if start_time(&process.path("stat"))? != id.start_time || !process.alive() {
+        let mut process = Self { id, pidfd, thread: id.pid };
+        let (state, started) = read_stat(&process.path("stat"))?;
+        if started != id.start_time || !process.alive() {
             return Err(gone());
+        }
+        if state == 'Z' {
+            process.thread = living_thread(id.pid).ok_or_else(gone)?;
         }
         Ok(process)
     }
@@ -61,10 +67,16 @@ impl Process {
         !matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(n) if n > 0)
     }
 
-    /// `/proc/PID/NAME`. What is opened there belongs to this process only if [`Process::alive`] is true *afterwards*.
+    /// A thread that had not ended when the process was opened: the main one if possible.
+    #[must_use]
+    pub fn thread(&self) -> u32 {
+        self.thread
+    }
+
+    /// `/proc/PID/NAME`, as the main thread or, if that has ended, another one shows it. What is opened there belongs to this process only if [`Process::alive`] is true *afterwards*.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/{name}", self.id.pid))
+        PathBuf::from(format!("/proc/{}/task/{}/{name}", self.id.pid, self.thread))
     }
 
     /// Opens something through its name under `/proc/PID` and makes sure that the pid was not reused meanwhile.
@@ -87,13 +99,24 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ESRCH) || error.kind() == io::ErrorKind::NotFound
 }
 
-/// Field 22 of a `stat` file. The command name may hold spaces and brackets, so counting starts after the last bracket.
-fn start_time(stat: &std::path::Path) -> io::Result<u64> {
+/// State and start time (fields 3 and 22) of a `stat` file. The command name may hold spaces and brackets, so counting
+/// starts after the last bracket.
+fn read_stat(stat: &Path) -> io::Result<(char, u64)> {
     let text = fs::read_to_string(stat).map_err(|e| if is_gone(&e) { gone() } else { e })?;
-    text.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(gone)
+    let parse = || {
+        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        Some((fields.next()?.chars().next()?, fields.nth(18)?.parse().ok()?))
+    };
+    parse().ok_or_else(gone)
+}
+
+/// A thread that has not ended.
+fn living_thread(pid: u32) -> Option<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    threads.flatten().find_map(|thread| {
+        let (state, _) = read_stat(&thread.path().join("stat")).ok()?;
+        if matches!(state, 'Z' | 'X') { None } else { thread.file_name().to_str()?.parse().ok() }
+    })
 }
 
 /// The [`ProcessId`] of a running process.
@@ -101,7 +124,7 @@ fn start_time(stat: &std::path::Path) -> io::Result<u64> {
 /// # Errors
 /// `ESRCH` if there is no such process.
 pub fn identify(pid: u32) -> io::Result<ProcessId> {
-    Ok(ProcessId { pid, start_time: start_time(&PathBuf::from(format!("/proc/{pid}/stat")))? })
+    Ok(ProcessId { pid, start_time: read_stat(Path::new(&format!("/proc/{pid}/stat")))?.1 })
 }
 
 #[cfg(test)]

@@ -16,13 +16,14 @@ use std::{
 };
 
 use linux_raw_sys::general::{
-    UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
-    UFFD_FEATURE_WP_UNPOPULATED, UFFD_USER_MODE_ONLY, UFFDIO_REGISTER_MODE_WP,
+    UFFD_API, UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_SIGBUS,
+    UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFD_USER_MODE_ONLY,
+    UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
 };
 use rustix::{
     io::Errno,
     ioctl::{Opcode, Setter, Updater, ioctl, opcode},
-    process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
 use super::{
@@ -71,13 +72,17 @@ pub enum AttachError {
     )]
     Claimed,
     /// The kernel lacks what is needed.
-    #[error("this kernel can't track writes asynchronously (userfaultfd WP_ASYNC: {0}); Linux 6.7 or newer is needed")]
+    #[error(
+        "this kernel can't track writes asynchronously (userfaultfd WP_ASYNC: {0}); Linux 6.7 or newer is needed"
+    )]
     Unsupported(io::Error),
     /// No system call could be injected.
     #[error(transparent)]
     Inject(#[from] InjectError),
     /// The injected call was made and failed.
-    #[error("the VMM may not create a userfaultfd ({0}); check its file limit and security policy (SELinux, AppArmor)")]
+    #[error(
+        "the VMM may not create a userfaultfd ({0}); check its file limit and security policy (SELinux, AppArmor)"
+    )]
     Refused(Errno),
     /// Anything else.
     #[error("could not {step} the VMM: {error}; the daemon needs CAP_SYS_PTRACE, run it as root")]
@@ -96,10 +101,14 @@ pub enum ArmError {
     #[error("the VMM process has ended; nothing to do")]
     Gone,
     /// The range (or a part of it) is not mapped, not registered, or not memory that can be watched.
-    #[error("the range {0}-{1} can't be watched: not mapped there, or memory of another kind than shmem, hugetlbfs or anonymous")]
+    #[error(
+        "the range {0}-{1} can't be watched: not mapped there, or memory of another kind than shmem, hugetlbfs or anonymous"
+    )]
     NotWatchable(Hva, Hva),
     /// Another userfaultfd (postcopy, background snapshot, another tool) has the range.
-    #[error("another userfaultfd of the VMM has the range {0}-{1} (snapshot or postcopy under way?); it will be tried again")]
+    #[error(
+        "another userfaultfd of the VMM has the range {0}-{1} (snapshot or postcopy under way?); it will be tried again"
+    )]
     Taken(Hva, Hva),
     /// The address space kept changing.
     #[error("the VMM's address space kept changing while it was armed; it will be tried again")]
@@ -127,7 +136,10 @@ const FLAGS: u64 = libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64 | UFFD_USER_
 pub fn attach(process: ProcessId) -> Result<UserFault, AttachError> {
     let process = Process::open(process).map_err(wrap("attach to"))?;
     if let Some(fd) = left_behind(&process)? {
-        return Ok(UserFault { fd, report: AttachReport { origin: Origin::Reused, stopped: Duration::ZERO } });
+        return Ok(UserFault {
+            fd,
+            report: AttachReport { origin: Origin::Reused, stopped: Duration::ZERO },
+        });
     }
     // On the daemon itself first: a kernel that can't do it is no reason to stop a VMM.
     probe()?;
@@ -136,7 +148,7 @@ pub fn attach(process: ProcessId) -> Result<UserFault, AttachError> {
     let number = returned.value.map_err(AttachError::Refused)?;
     let fetched = i32::try_from(number)
         .map_err(io::Error::other)
-        .and_then(|number| fetch(&process, returned.tid, number))
+        .and_then(|number| fetch(&process, number))
         .map_err(wrap("take the userfaultfd of"))
         .and_then(|fd| initialize(&fd).map(|()| fd).map_err(|error| AttachError::Unsupported(error.into())));
     match fetched {
@@ -173,8 +185,28 @@ fn own() -> io::Result<OwnedFd> {
     }
 }
 
+/// A userfaultfd of the daemon's own address space, for [`register_missing`].
+pub(crate) fn own_for_missing() -> io::Result<OwnedFd> {
+    let fd = own()?;
+    initialize_with(&fd, (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_SIGBUS).into())?;
+    Ok(fd)
+}
+
+/// Makes reading a page of a shmem mapping of the daemon that is not in the file raise SIGBUS instead of allocating it.
+pub(crate) fn register_missing(fd: &OwnedFd, addresses: Range<usize>) -> io::Result<()> {
+    let range = Hva(addresses.start as u64)..Hva(addresses.end as u64);
+    let mut argument =
+        Register { range: Span::from(&range), mode: UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
+    // SAFETY: as in `UserFault::register`. What faults do there is the business of the owner of the mapping.
+    unsafe { ioctl(fd, Updater::<{ operation::REGISTER }, _>::new(&mut argument)) }.map_err(Into::into)
+}
+
 fn initialize(fd: &OwnedFd) -> Result<(), Errno> {
-    let mut argument = Api { api: UFFD_API.into(), features: FEATURES, ioctls: 0 };
+    initialize_with(fd, FEATURES)
+}
+
+fn initialize_with(fd: &OwnedFd, features: u64) -> Result<(), Errno> {
+    let mut argument = Api { api: UFFD_API.into(), features, ioctls: 0 };
     // SAFETY: the opcode goes with the structure (include/uapi/linux/userfaultfd.h).
     unsafe { ioctl(fd, Updater::<{ operation::API }, _>::new(&mut argument)) }
 }
@@ -193,7 +225,7 @@ fn left_behind(process: &Process) -> Result<Option<OwnedFd>, AttachError> {
         if is_userfault
             && let Ok(info) = process.with_path(&format!("fdinfo/{number}"), fs::read_to_string)
             && features(&info).is_some_and(|features| features & FEATURES == FEATURES)
-            && let Ok(fd) = fetch(process, process.id().pid, number)
+            && let Ok(fd) = fetch(process, number)
         {
             return Ok(Some(fd));
         }
@@ -208,16 +240,15 @@ fn features(fdinfo: &str) -> Option<u64> {
 }
 
 /// A copy of a userfaultfd of the process.
-fn fetch(process: &Process, tid: u32, number: i32) -> io::Result<OwnedFd> {
-    let fd = match pidfd_getfd(process.pidfd(), number, PidfdGetfdFlags::empty()) {
-        // A main thread that has ended holds no files any more; ask the thread that made the call (Linux 6.9).
-        Err(Errno::BADF) if tid != process.id().pid => {
-            let tid = i32::try_from(tid).ok().and_then(rustix::process::Pid::from_raw).ok_or(Errno::SRCH)?;
-            let thread = pidfd_open(tid, PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned()))?;
-            pidfd_getfd(thread, number, PidfdGetfdFlags::empty())
-        }
-        other => other,
-    }?;
+fn fetch(process: &Process, number: i32) -> io::Result<OwnedFd> {
+    let fd = if process.thread() == process.id().pid {
+        pidfd_getfd(process.pidfd(), number, PidfdGetfdFlags::empty())?
+    } else {
+        // A main thread that has ended holds no files any more; ask a living one (PIDFD_THREAD, Linux 6.9).
+        let thread = i32::try_from(process.thread()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+        let thread = pidfd_open(thread, PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned()))?;
+        pidfd_getfd(thread, number, PidfdGetfdFlags::empty())?
+    };
     // Numbers are reused quickly in a live process.
     let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     if target.as_os_str() == "anon_inode:[userfaultfd]" { Ok(fd) } else { Err(Errno::BADF.into()) }
@@ -286,7 +317,9 @@ impl UserFault {
         for attempt in 0..100_u32 {
             let mut argument = WriteProtect { range: Span::from(&range), mode: WRITEPROTECT_MODE_WP };
             // SAFETY: as in `register`.
-            match unsafe { ioctl(self.fd.as_fd(), Updater::<{ operation::WRITEPROTECT }, _>::new(&mut argument)) } {
+            match unsafe {
+                ioctl(self.fd.as_fd(), Updater::<{ operation::WRITEPROTECT }, _>::new(&mut argument))
+            } {
                 Err(Errno::AGAIN) if attempt < 10 => std::thread::yield_now(),
                 Err(Errno::AGAIN) => std::thread::sleep(Duration::from_micros(200)),
                 other => return other.map_err(|error| explain(error, &range)),
@@ -300,7 +333,9 @@ fn explain(error: Errno, range: &Range<Hva>) -> ArmError {
     match error {
         Errno::SRCH => ArmError::Gone,
         // ENOMEM from UFFDIO_REGISTER also means that the process has ended (mmget_not_zero failed), or nothing is mapped.
-        Errno::NOENT | Errno::INVAL | Errno::NOMEM | Errno::PERM => ArmError::NotWatchable(range.start, range.end),
+        Errno::NOENT | Errno::INVAL | Errno::NOMEM | Errno::PERM => {
+            ArmError::NotWatchable(range.start, range.end)
+        }
         Errno::BUSY => ArmError::Taken(range.start, range.end),
         _ => ArmError::Io(error.into()),
     }
