@@ -1,0 +1,2 @@
+//! Witnesses: who noticed that a page was written.
+pub mod ebpf;
