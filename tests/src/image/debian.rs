@@ -35,17 +35,18 @@ const MASKED: &[&str] = &[
     "systemd-timesyncd.service",
 ];
 
-const SYSTEM: Recipe = Recipe {
-    name: "debian-system",
-    takes: "one or two minutes, a download of 100 MB",
-    parts: &[PACKAGES, "1"],
-};
+fn system_recipe() -> Recipe {
+    Recipe {
+        name: "debian-system",
+        takes: "one or two minutes, a download of 100 MB",
+        parts: vec![PACKAGES.to_owned(), "1".to_owned()],
+    }
+}
 
-pub(super) const RECIPE: Recipe = Recipe {
-    name: "debian-disk",
-    takes: "ten seconds",
-    parts: &[PACKAGES, INIT, WORKLOAD, WORKLOAD_UNIT, READY_UNIT, "1"],
-};
+pub(super) fn recipe(kernel: &Kernel) -> Recipe {
+    let parts = [PACKAGES, INIT, WORKLOAD, WORKLOAD_UNIT, READY_UNIT, &kernel.version, "1"];
+    Recipe { name: "debian-disk", takes: "ten seconds", parts: parts.map(str::to_owned).to_vec() }
+}
 
 /// What the Debian guest boots from.
 #[derive(Clone, Debug)]
@@ -81,8 +82,13 @@ impl DebianGuest {
 /// Not root, a tool is missing, or the archive can't deliver a package; the error says which.
 pub fn debian_guest() -> Result<DebianGuest, ImageError> {
     let kernel = kernel()?;
-    let folder = store::ensure(&RECIPE, |folder| {
-        let system = store::ensure(&SYSTEM, bootstrap)?.join("root");
+    let recipe = recipe(&kernel);
+    if !store::is_built(&recipe) {
+        // ahead of the disk, so that a person is told of the two steps one after the other
+        store::ensure(&system_recipe(), bootstrap)?;
+    }
+    let folder = store::ensure(&recipe, |folder| {
+        let system = store::ensure(&system_recipe(), bootstrap)?.join("root");
         let root = folder.join("root");
         run(
             Command::new("cp").args(["-a", "--reflink=auto"]).arg(&system).arg(&root),
@@ -114,7 +120,7 @@ pub fn debian_guest() -> Result<DebianGuest, ImageError> {
 
 fn bootstrap(folder: &Path) -> Result<(), ImageError> {
     if !rustix::process::geteuid().is_root() {
-        return Err(ImageError::NotRoot { image: SYSTEM.name });
+        return Err(ImageError::NotRoot { image: "Debian guest" });
     }
     let archive = apt::archive()?;
     let root = folder.join("root");

@@ -15,9 +15,9 @@ pub enum ImageError {
         program: String,
     },
     /// Only root can make a Debian system with the right owners of files.
-    #[error("building the {image} image needs root: run `cargo xtask setup` as root once")]
+    #[error("making the {image} needs root: run `cargo xtask setup` as root once")]
     NotRoot {
-        /// The image's name.
+        /// What can't be made.
         image: &'static str,
     },
     /// A program ran and failed.

@@ -10,8 +10,13 @@ use super::store::{self, Recipe};
 
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 
-pub(super) const RECIPE: Recipe =
-    Recipe { name: "kernel", takes: "a download of 30 MB", parts: &[METAPACKAGE, "1"] };
+pub(super) fn recipe() -> Recipe {
+    Recipe {
+        name: "kernel",
+        takes: "a download of 30 MB",
+        parts: vec![METAPACKAGE.to_owned(), "1".to_owned()],
+    }
+}
 
 /// A kernel to boot guests with.
 #[derive(Clone, Debug)]
@@ -35,7 +40,7 @@ impl Kernel {
 /// # Errors
 /// apt can't deliver it; the error has apt's reason.
 pub fn kernel() -> Result<Kernel, ImageError> {
-    let folder = store::ensure(&RECIPE, |folder| {
+    let folder = store::ensure(&recipe(), |folder| {
         let package = apt::behind(METAPACKAGE, "linux-image-")?;
         apt::unpack(&package, folder)?;
         find(folder).map(drop)

@@ -43,5 +43,8 @@ pub fn build_all() -> Result<(), ImageError> {
 /// True if every image is there: nothing would be built by [`build_all`].
 #[must_use]
 pub fn all_built() -> bool {
-    store::is_built(&tiny::RECIPE) && store::is_built(&debian::RECIPE) && store::is_built(&kernel::RECIPE)
+    store::is_built(&kernel::recipe())
+        && kernel().is_ok_and(|kernel| {
+            store::is_built(&tiny::recipe(&kernel)) && store::is_built(&debian::recipe(&kernel))
+        })
 }

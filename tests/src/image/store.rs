@@ -16,8 +16,8 @@ pub(super) struct Recipe {
     pub(super) name: &'static str,
     /// How long building takes, for the person who waits.
     pub(super) takes: &'static str,
-    /// Package names, scripts, a version counted up by hand.
-    pub(super) parts: &'static [&'static str],
+    /// Package names, scripts, versions; a number to count up when the code that builds it changes.
+    pub(super) parts: Vec<String>,
 }
 
 /// Where images are: `$MEMDEX_GUESTS_DIR`, else `guests` in the target folder.
@@ -33,7 +33,7 @@ pub fn folder() -> PathBuf {
 
 fn place(recipe: &Recipe) -> PathBuf {
     let mut hasher = blake3::Hasher::new();
-    for part in recipe.parts {
+    for part in &recipe.parts {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part.as_bytes());
     }
@@ -102,8 +102,9 @@ mod tests {
 
     #[test]
     fn a_changed_recipe_has_another_place() {
-        let a = Recipe { name: "x", takes: "", parts: &["ab", "c"] };
-        let b = Recipe { name: "x", takes: "", parts: &["a", "bc"] };
+        let recipe =
+            |parts: [&str; 2]| Recipe { name: "x", takes: "", parts: parts.map(str::to_owned).to_vec() };
+        let (a, b) = (recipe(["ab", "c"]), recipe(["a", "bc"]));
         assert_ne!(place(&a), place(&b));
     }
 

@@ -12,7 +12,10 @@ use super::store::{self, Recipe};
 const INIT: &str = include_str!("files/tiny_init.sh");
 const MODULES: &[&str] = &["virtio_pci", "virtio_balloon", "virtio_rng"];
 
-pub(super) const RECIPE: Recipe = Recipe { name: "tiny", takes: "a second", parts: &[INIT, "1"] };
+pub(super) fn recipe(kernel: &Kernel) -> Recipe {
+    let parts = vec![INIT.to_owned(), kernel.version.clone(), "1".to_owned()];
+    Recipe { name: "tiny", takes: "a second", parts }
+}
 
 /// What the tiny guest boots from.
 #[derive(Clone, Debug)]
@@ -37,7 +40,7 @@ impl TinyGuest {
 /// The kernel can't be fetched, or busybox is not installed.
 pub fn tiny_guest() -> Result<TinyGuest, ImageError> {
     let kernel = kernel()?;
-    let folder = store::ensure(&RECIPE, |folder| {
+    let folder = store::ensure(&recipe(&kernel), |folder| {
         let mut archive = base(&kernel.modules_in_order(MODULES)?)?;
         archive.program("init", INIT.as_bytes());
         write(&folder.join("initrd.cpio"), archive)
