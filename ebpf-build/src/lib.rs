@@ -28,7 +28,7 @@ pub use toolchain::{Library, TARGET, Toolchain};
 pub const PREBUILT_VARIABLE: &str = "MEMDEX_EBPF_OBJECT";
 
 /// The binary of `indexer-ebpf`, and the name of the object in the output folder.
-pub const OBJECT_NAME: &str = "memdex-ebpf";
+pub const OBJECT: &str = "memdex-ebpf";
 
 /// Output of the inner cargo, beside the object; the first place to look when a build is odd.
 pub const LOG_NAME: &str = "memdex-ebpf.log";
@@ -44,7 +44,8 @@ pub const LOG_NAME: &str = "memdex-ebpf.log";
 /// Each says in one sentence what is missing or failed and what to do, see [`BuildError`].
 pub fn build(source_dir: &Path, out_dir: &Path) -> Result<PathBuf, BuildError> {
     fs::create_dir_all(out_dir).map_err(|source| BuildError::io("creating", out_dir, source))?;
-    let object = out_dir.join(OBJECT_NAME);
+    fs::read_dir(source_dir).map_err(|source| BuildError::io("listing", source_dir, source))?;
+    let object = out_dir.join(OBJECT);
 
     if let Some(prebuilt) = std::env::var_os(PREBUILT_VARIABLE).filter(|value| !value.is_empty()) {
         let prebuilt = PathBuf::from(prebuilt);
@@ -111,7 +112,7 @@ fn compile(
         let details = String::from_utf8_lossy(&output.stderr).into_owned();
         return Err(BuildError::Compile { log, details });
     }
-    Ok(target_dir.join(TARGET).join("release").join(OBJECT_NAME))
+    Ok(target_dir.join(TARGET).join("release").join(OBJECT))
 }
 
 /// The flags of the inner build, in cargo's encoding (paths may hold spaces).
@@ -129,9 +130,13 @@ fn rust_flags(linker: &Path) -> String {
     .join("\x1f")
 }
 
+/// Leaves an object that is already the same alone: cargo would take it for a change, and the two may be one file.
 fn install(from: &Path, to: &Path) -> Result<(), BuildError> {
-    fs::copy(from, to).map_err(|source| BuildError::io("copying", from, source))?;
-    Ok(())
+    let bytes = fs::read(from).map_err(|source| BuildError::io("reading", from, source))?;
+    if fs::read(to).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
+    fs::write(to, bytes).map_err(|source| BuildError::io("writing", to, source))
 }
 
 #[cfg(test)]
@@ -142,6 +147,15 @@ mod tests {
     fn flags_survive_a_linker_path_with_spaces() {
         let flags = rust_flags(Path::new("/a folder/bpf-linker"));
         assert!(flags.split('\x1f').any(|flag| flag == "-Clinker=/a folder/bpf-linker"));
+    }
+
+    #[test]
+    fn an_object_installed_over_itself_stays_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let object = folder.path().join(OBJECT);
+        fs::write(&object, "bytes").unwrap();
+        install(&object, &object).unwrap();
+        assert_eq!(fs::read(&object).unwrap(), b"bytes");
     }
 
     #[test]
