@@ -34,7 +34,10 @@ pub(super) fn install(missing: &[&Need]) -> Outcome {
 /// Installs packages by name; the caller knows that this is Debian and root.
 pub(super) fn install_packages(packages: &[&str]) -> Outcome {
     eprintln!("setup: installing {} (up to some minutes)", packages.join(" "));
-    apt(&["update"])?;
+    if let Err(failure) = apt(&["update"]) {
+        // One broken source among several is no reason to stop: the packages may well be in the lists there are.
+        eprintln!("setup: going on with the package lists there are; {}", failure.message);
+    }
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(packages);
     apt(&arguments)
