@@ -1,2 +1,2 @@
-//! x
+//! The `memdex` command.
 fn main() {}
