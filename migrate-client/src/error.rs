@@ -120,6 +120,12 @@ impl ClientError {
         }
     }
 
+    /// The options contradict each other or the address: nothing was sent.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(*self.0, Kind::Options { .. })
+    }
+
     /// What the host itself said, if it answered with a problem document.
     #[must_use]
     pub fn problem(&self) -> Option<&Problem> {
