@@ -92,7 +92,8 @@ pub(crate) fn bytes(count: u64) -> String {
     let power = (count.ilog2() / 10).min(6);
     let scaled = count as f64 / 2f64.powi(power as i32 * 10);
     // 1023.96 would be written as 1024.0 of the smaller unit.
-    let (scaled, power) = if scaled >= 1023.95 && power < 6 { (scaled / 1024.0, power + 1) } else { (scaled, power) };
+    let (scaled, power) =
+        if scaled >= 1023.95 && power < 6 { (scaled / 1024.0, power + 1) } else { (scaled, power) };
     format!("{scaled:.1} {}", UNITS[power as usize - 1])
 }
 
@@ -135,16 +136,19 @@ mod tests {
 
     #[test]
     fn figures_read_well() {
-        assert_eq!([0, 1023, 1024, 1536, 1 << 20, (1 << 30) - 1, 5 << 30, u64::MAX].map(bytes), [
-            "0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "1.0 GiB", "5.0 GiB", "16.0 EiB"
-        ]);
-        assert_eq!([0, 7, 999, 1000, 262_144, 12_345_678].map(count), [
-            "0", "7", "999", "1,000", "262,144", "12,345,678"
-        ]);
+        assert_eq!(
+            [0, 1023, 1024, 1536, 1 << 20, (1 << 30) - 1, 5 << 30, u64::MAX].map(bytes),
+            ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "1.0 GiB", "5.0 GiB", "16.0 EiB"]
+        );
+        assert_eq!(
+            [0, 7, 999, 1000, 262_144, 12_345_678].map(count),
+            ["0", "7", "999", "1,000", "262,144", "12,345,678"]
+        );
         let times = [0, 999, 1000, 12_345, 999_949, 999_999, 59_900_000, 185_000_000];
-        assert_eq!(times.map(|us| duration(Duration::from_micros(us))), [
-            "0 µs", "999 µs", "1.0 ms", "12.3 ms", "999.9 ms", "1.0 s", "59.9 s", "3m 5s"
-        ]);
+        assert_eq!(
+            times.map(|us| duration(Duration::from_micros(us))),
+            ["0 µs", "999 µs", "1.0 ms", "12.3 ms", "999.9 ms", "1.0 s", "59.9 s", "3m 5s"]
+        );
     }
 
     #[test]

@@ -38,7 +38,9 @@ pub(super) async fn run(mut context: Context, arguments: Arguments) -> Result<()
         Format::Table => {
             context.output.text(&picture(&arguments.vm, &diff))?;
             if diff.tracking == Tracking::Advisory {
-                say("tracking is advisory: some of these pages may have changed unseen since they were read (see `memdex vms`)");
+                say(
+                    "tracking is advisory: some of these pages may have changed unseen since they were read (see `memdex vms`)",
+                );
             }
         }
     }
@@ -55,7 +57,13 @@ fn picture(vm: &str, diff: &Diff) -> String {
         ("stale", stale, diff.bytes.stale, "content not known right now"),
         ("total", total, diff.bytes.total, ""),
     ] {
-        table.add_row([what.to_owned(), count(pages), bytes(size), percent(pages, total), meaning.to_owned()]);
+        table.add_row([
+            what.to_owned(),
+            count(pages),
+            bytes(size),
+            percent(pages, total),
+            meaning.to_owned(),
+        ]);
     }
     let saved = percent(zero.saturating_add(matched), total);
     format!(

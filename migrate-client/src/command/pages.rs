@@ -163,7 +163,8 @@ impl Summary {
     }
 
     fn table(&self, vm: &VmInfo) -> String {
-        let columns = ["REGION", ">FIRST PAGE", ">PAGES", "COVERAGE", ">CURRENT", ">ZERO", ">ABSENT", ">STALE"];
+        let columns =
+            ["REGION", ">FIRST PAGE", ">PAGES", "COVERAGE", ">CURRENT", ">ZERO", ">ABSENT", ">STALE"];
         let mut table = table(&columns);
         for (region, summary) in vm.coverage.iter().zip(&self.regions) {
             let share = |state: PageState| {

@@ -38,7 +38,9 @@ pub(super) struct Arguments {
 
 fn interval(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(time) if time < Duration::from_millis(100) => Err("look at most ten times a second: 100ms".to_owned()),
+        Ok(time) if time < Duration::from_millis(100) => {
+            Err("look at most ten times a second: 100ms".to_owned())
+        }
         Ok(time) if time > Duration::from_secs(86_400) => Err("look at least once a day: 1d".to_owned()),
         Ok(time) => Ok(time),
         Err(error) => Err(format!("{error}; write it like 500ms or 5s")),

@@ -34,7 +34,10 @@ pub(super) async fn run(mut context: Context, arguments: Arguments) -> Result<()
                 duration(Duration::from_millis(report.elapsed_ms)),
             ))?;
             for example in &report.examples {
-                context.output.line(&format!("  page {} is not what the map says ({:?})", example.page, example.state))?;
+                context.output.line(&format!(
+                    "  page {} is not what the map says ({:?})",
+                    example.page, example.state
+                ))?;
             }
         }
     }

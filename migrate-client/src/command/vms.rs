@@ -15,7 +15,10 @@ pub(super) async fn run(mut context: Context) -> Result<(), Failure> {
         Format::Json => context.output.document(&vms)?,
         Format::Jsonl => vms.iter().try_for_each(|vm| context.output.document(vm))?,
         Format::Table if vms.is_empty() => {
-            say(&format!("{} has no VM that it may index: start one, or see --include and --exclude of memdexd", context.client.host()));
+            say(&format!(
+                "{} has no VM that it may index: start one, or see --include and --exclude of memdexd",
+                context.client.host()
+            ));
         }
         Format::Table => {
             context.output.text(&picture(&vms))?;
@@ -28,8 +31,9 @@ pub(super) async fn run(mut context: Context) -> Result<(), Failure> {
 }
 
 fn picture(vms: &[VmInfo]) -> String {
-    let columns =
-        ["NAME", "ID", ">PID", "VMM", ">MEMORY", "TRACKING", ">CURRENT", ">ZERO", ">ABSENT", ">STALE", "STATE"];
+    let columns = [
+        "NAME", "ID", ">PID", "VMM", ">MEMORY", "TRACKING", ">CURRENT", ">ZERO", ">ABSENT", ">STALE", "STATE",
+    ];
     let mut table = table(&columns);
     for vm in vms {
         let share = |pages| percent(pages, vm.pages.total);

@@ -27,7 +27,8 @@ impl Frame {
         match answer {
             Ok(mut vms) => {
                 vms.sort_by(|a, b| (&a.name, a.pid).cmp(&(&b.name, b.pid)));
-                let before: HashMap<_, _> = self.vms.iter().map(|vm| (vm.id.as_str(), vm.generation)).collect();
+                let before: HashMap<_, _> =
+                    self.vms.iter().map(|vm| (vm.id.as_str(), vm.generation)).collect();
                 let change = |vm: &VmInfo| Some(vm.generation.saturating_sub(*before.get(vm.id.as_str())?));
                 self.changes = vms.iter().filter_map(|vm| Some((vm.id.clone(), change(vm)?))).collect();
                 self.vms = vms;
@@ -64,7 +65,16 @@ impl Frame {
 
     fn table(&self) -> String {
         let columns = [
-            "NAME", ">PID", ">MEMORY", "TRACKING", "PAGES", ">CURRENT", ">STALE", ">OLDEST MARK", ">CHANGES", ">MISSED",
+            "NAME",
+            ">PID",
+            ">MEMORY",
+            "TRACKING",
+            "PAGES",
+            ">CURRENT",
+            ">STALE",
+            ">OLDEST MARK",
+            ">CHANGES",
+            ">MISSED",
             "STATE",
         ];
         let mut table = table(&columns);
@@ -78,7 +88,9 @@ impl Frame {
                 percent(vm.pages.current, vm.pages.total),
                 count(vm.pages.stale),
                 mark(vm),
-                self.changes.get(&vm.id).map_or_else(|| "–".to_owned(), |changes| format!("+{}", count(*changes))),
+                self.changes
+                    .get(&vm.id)
+                    .map_or_else(|| "–".to_owned(), |changes| format!("+{}", count(*changes))),
                 count(vm.missed_by_ebpf),
                 vms::state(vm),
             ]);
@@ -117,7 +129,8 @@ fn bar(pages: &PageCounts) -> String {
         if pages == 0 { 0 } else { (share as usize).max(1) }
     });
     // Rounding leaves a few signs too many or too few: the widest part takes them.
-    if let Some(widest) = (0..widths.len()).max_by_key(|&part| widths[part]).filter(|&part| widths[part] > 0) {
+    if let Some(widest) = (0..widths.len()).max_by_key(|&part| widths[part]).filter(|&part| widths[part] > 0)
+    {
         let others: usize = widths.iter().sum::<usize>() - widths[widest];
         widths[widest] = (BAR as usize).saturating_sub(others);
     }
