@@ -1,4 +1,18 @@
-//! memdexd as a library.
+//! memdexd as a library: everything the daemon does, in the order of its pipeline.
+//!
+//! ```text
+//! vm ──> watch ──> memory ──> fingerprint ──> map ──> api
+//! who     what      read       BLAKE3 of       page     HTTP
+//! runs    was       the        many pages      states,
+//! here    written   bytes      at once         content index
+//! ```
+//!
+//! [`host`] holds it together: the VMs there are, a tracker for each, and what they share.
+pub mod fingerprint;
+pub mod host;
 pub mod map;
+pub mod memory;
+pub mod metrics;
 pub mod units;
 pub mod vm;
+pub mod watch;

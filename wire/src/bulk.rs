@@ -122,7 +122,8 @@ pub fn encode_fingerprints(key: KeyId, fingerprints: &[Fingerprint]) -> Vec<u8> 
 /// # Errors
 /// If the body is not a list of at most [`MAX_LOOKUP`] fingerprints.
 pub fn decode_fingerprints(body: &[u8]) -> Result<(KeyId, Vec<Fingerprint>), DecodeError> {
-    let (header, rest) = body.split_at_checked(LIST_HEADER).ok_or(DecodeError::NotThis("fingerprint list"))?;
+    let (header, rest) =
+        body.split_at_checked(LIST_HEADER).ok_or(DecodeError::NotThis("fingerprint list"))?;
     if &header[..4] != b"MXF1" {
         return Err(DecodeError::NotThis("fingerprint list"));
     }
@@ -136,7 +137,8 @@ pub fn decode_fingerprints(body: &[u8]) -> Result<(KeyId, Vec<Fingerprint>), Dec
     }
     let mut key = KeyId::default();
     key.0.copy_from_slice(&header[8..24]);
-    let fingerprints = rest.as_chunks::<{ Fingerprint::LEN }>().0.iter().map(|b| Fingerprint::new(*b)).collect();
+    let fingerprints =
+        rest.as_chunks::<{ Fingerprint::LEN }>().0.iter().map(|b| Fingerprint::new(*b)).collect();
     Ok((key, fingerprints))
 }
 

@@ -57,6 +57,9 @@ pub struct IndexProgress {
     pub done: u64,
     /// Pages there are.
     pub total: u64,
+    /// Milliseconds since the pass began, or that it took if it is done.
+    #[serde(default)]
+    pub elapsed_ms: u64,
 }
 
 /// Whether a VM's `current` pages can be relied on.

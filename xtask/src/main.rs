@@ -1,2 +1,65 @@
-//! x
-fn main() {}
+//! `cargo xtask`: everything that is done to the project rather than by it. One file per task.
+//!
+//! Each task runs set-up first, so that each works from a fresh clone on a fresh machine.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod build_ebpf;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Work on memdex: set the machine up, build, test, measure.
+///
+/// Every task first looks at what is missing on this machine and installs it (on Debian, as root), or says what to
+/// install. When nothing is missing that takes a fraction of a second.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+#[command(after_help = "\
+First steps:
+  cargo xtask setup     once, as root; or leave it to the next command
+  cargo xtask test      build everything and run every test
+  cargo build           the daemon (memdexd) and the command (memdex) in target/debug")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    Setup(setup::Arguments),
+    BuildEbpf(build_ebpf::Arguments),
+    Test(test::Arguments),
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Setup(arguments) => setup::main(&arguments),
+        Task::BuildEbpf(arguments) => build_ebpf::main(&arguments),
+        Task::Test(arguments) => test::main(&arguments),
+        Task::Bench(arguments) => bench::main(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn arguments_are_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

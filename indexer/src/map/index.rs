@@ -101,9 +101,7 @@ impl ContentIndex {
     /// Says that a place no longer holds `fingerprint`.
     pub fn remove(&self, fingerprint: &Fingerprint, place: Place) {
         let (mut shard, tag) = self.shard(fingerprint);
-        let same = |entry: &Entry| {
-            (entry.tag, entry.map, entry.page) == (tag, place.map.0, place.page)
-        };
+        let same = |entry: &Entry| (entry.tag, entry.map, entry.page) == (tag, place.map.0, place.page);
         if let Ok(entry) = shard.find_entry(spread(tag), same) {
             hash_table::OccupiedEntry::remove(entry);
         }

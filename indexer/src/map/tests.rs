@@ -190,7 +190,8 @@ fn changed_since_names_exactly_what_changed_and_what_is_in_doubt() {
     let since = map.generation();
     map.mark_stale(&[10..12, 100..101]);
     map.publish(10, &[content(1), content(3)], &mut changes);
-    let pages: Vec<_> = map.snapshot().records(Some(since)).map(|record| (record.page, record.state)).collect();
+    let pages: Vec<_> =
+        map.snapshot().records(Some(since)).map(|record| (record.page, record.state)).collect();
     assert_eq!(pages, [(11, PageState::Current), (100, PageState::Stale)]);
     assert_eq!(map.snapshot().changed_since(since).iter().collect::<Vec<_>>(), [11]);
 }

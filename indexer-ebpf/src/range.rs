@@ -1,0 +1,81 @@
+//! Marking a run of keys as discarded, however many pages it has.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_loop;
+use indexer_common::marks::{CHUNK, CHUNK_SHIFT, Header, Table};
+
+use crate::vm::{Marks, Vm};
+
+/// Most steps one call may take: a step marks a page at the ends of the run or a whole chunk in between, so this is a run of 32 GiB, in
+/// about 100 µs. A longer one is said to discard everything.
+const STEPS: u32 = 16384 + 2 * CHUNK;
+
+/// Where the walk is. On the program's stack; the steps get a pointer to it.
+struct Walk {
+    marks: &'static Marks,
+    header: &'static Header,
+    table: Table,
+    /// Next extent to look at.
+    index: u32,
+    /// Set by the step that finds nothing left to do.
+    done: u32,
+    /// Keys to mark.
+    start: u64,
+    end: u64,
+    /// Pages left of the extent before `index`.
+    page: u32,
+    pages_end: u32,
+}
+
+/// Marks every page whose key in `table` lies in `start..end` as discarded.
+#[inline(always)]
+pub fn discard(vm: &Vm, table: Table, start: u64, end: u64) {
+    if start >= end {
+        return;
+    }
+    // The extent that holds `start`, or the first one.
+    let index = vm.search(table, start).unwrap_or(0);
+    let mut walk =
+        Walk { marks: vm.marks, header: vm.header, table, index, done: 0, start, end, page: 0, pages_end: 0 };
+    // SAFETY: the kernel calls `step` with a pointer to `walk`, which outlives the call.
+    unsafe { bpf_loop(STEPS, step as *mut c_void, (&raw mut walk).cast(), 0) };
+    if walk.done == 0 {
+        vm.discards_overflow();
+    }
+}
+
+/// One step; 1 ends the loop.
+extern "C" fn step(_: u64, walk: *mut Walk) -> u64 {
+    // SAFETY: `discard` passed a pointer to a `Walk` that nobody else uses meanwhile.
+    let walk = unsafe { &mut *walk };
+    let vm = Vm { marks: walk.marks, header: walk.header };
+    if walk.page < walk.pages_end {
+        if walk.page & (CHUNK - 1) == 0 && walk.pages_end - walk.page >= CHUNK {
+            vm.discarded_chunk(walk.page >> CHUNK_SHIFT);
+            walk.page += CHUNK;
+        } else {
+            vm.discarded(walk.page);
+            walk.page += 1;
+        }
+        return 0;
+    }
+    if walk.index >= walk.table.count {
+        walk.done = 1;
+        return 1;
+    }
+    let Some(extent) = vm.extent(walk.table, walk.index) else { return 1 };
+    if extent.start >= walk.end {
+        walk.done = 1;
+        return 1;
+    }
+    walk.index += 1;
+    let extent_end = extent.start + u64::from(extent.pages);
+    let start = if walk.start > extent.start { walk.start } else { extent.start };
+    let end = if walk.end < extent_end { walk.end } else { extent_end };
+    if start < end {
+        walk.page = extent.first_page + (start - extent.start) as u32;
+        walk.pages_end = extent.first_page + (end - extent.start) as u32;
+    }
+    0
+}

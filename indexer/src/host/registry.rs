@@ -1,0 +1,169 @@
+//! The VMs there are right now, and their tracker threads.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    thread::JoinHandle,
+};
+
+use memdex_wire::{Fingerprint, event::Event, page::PageState};
+
+use super::{FindError, Shared, Vm};
+use crate::{
+    map::{MapId, Place},
+    vm::descriptor::{ProcessId, VmDescriptor},
+    watch::tracker::{COMMANDS, Command, Tracker},
+};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    /// Read by every request, written when a VM comes or goes.
+    vms: RwLock<Vec<Arc<Vm>>>,
+    by_map: RwLock<HashMap<MapId, Arc<Vm>>>,
+    /// Used by the sweeping thread alone.
+    trackers: Mutex<HashMap<ProcessId, JoinHandle<()>>>,
+    /// VMs that cannot be tracked at all; said once, not at every sweep.
+    refused: Mutex<HashSet<ProcessId>>,
+    next_map: AtomicU32,
+    gone: AtomicU64,
+}
+
+impl Registry {
+    pub(super) fn all(&self) -> Vec<Arc<Vm>> {
+        self.vms.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn gone(&self) -> u64 {
+        self.gone.load(Relaxed)
+    }
+
+    pub(super) fn by_map(&self, map: MapId) -> Option<Arc<Vm>> {
+        self.by_map.read().unwrap_or_else(PoisonError::into_inner).get(&map).cloned()
+    }
+
+    /// Whether a place holds this content right now.
+    pub(super) fn holds(&self, place: &Place, fingerprint: &Fingerprint) -> bool {
+        let by_map = self.by_map.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(vm) = by_map.get(&place.map) else { return false };
+        let map = vm.map();
+        place.page < map.pages() && {
+            let view = map.page(place.page);
+            view.state == PageState::Current && view.fingerprint.as_ref() == Some(fingerprint)
+        }
+    }
+
+    pub(super) fn find(&self, key: &str) -> Result<Arc<Vm>, FindError> {
+        let vms = self.all();
+        if let Some(vm) = vms.iter().find(|vm| vm.id() == key) {
+            return Ok(Arc::clone(vm));
+        }
+        let mut named = vms.iter().filter(|vm| vm.name() == key);
+        match (named.next(), named.next()) {
+            (Some(vm), None) => return Ok(Arc::clone(vm)),
+            (Some(_), Some(_)) => {
+                let ids = vms.iter().filter(|vm| vm.name() == key).map(|vm| vm.id().to_owned()).collect();
+                return Err(FindError::Ambiguous { name: key.to_owned(), ids });
+            }
+            (None, _) => {}
+        }
+        let pid = key.parse::<u32>().ok();
+        let by_pid = vms.iter().find(|vm| Some(vm.process().pid) == pid);
+        by_pid.cloned().ok_or_else(|| FindError::NotFound(key.to_owned()))
+    }
+
+    /// Brings the registry in step with what a sweep found.
+    pub(super) fn update(&self, shared: &Arc<Shared>, found: &[Arc<VmDescriptor>]) {
+        let known = self.all();
+        for vm in &known {
+            match found.iter().find(|descriptor| descriptor.process == vm.process()) {
+                Some(descriptor) if **descriptor == *vm.descriptor() => {}
+                Some(descriptor) => vm.changed(Arc::clone(descriptor)),
+                None => vm.stop("its process has ended, or is no VM any more"),
+            }
+        }
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.retain(|process| found.iter().any(|descriptor| descriptor.process == *process));
+        let refused = refused.clone();
+        for descriptor in found.iter().filter(|descriptor| !refused.contains(&descriptor.process)) {
+            if !known.iter().any(|vm| vm.process() == descriptor.process) {
+                self.add(shared, Arc::clone(descriptor));
+            }
+        }
+        let mut trackers = self.trackers.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended: Vec<_> = trackers.extract_if(|_, thread| thread.is_finished()).collect();
+        drop(trackers);
+        for (process, thread) in ended {
+            let panicked = thread.join().is_err();
+            if let Some(vm) = self.all().into_iter().find(|vm| vm.process() == process) {
+                // Only a tracker that panicked leaves its VM behind.
+                debug_assert!(panicked);
+                self.remove(shared, &vm, "its tracker failed; see the log");
+            }
+        }
+    }
+
+    fn add(&self, shared: &Arc<Shared>, descriptor: Arc<VmDescriptor>) {
+        let map = MapId(self.next_map.fetch_add(1, Relaxed));
+        let (sender, commands) = mpsc::sync_channel(COMMANDS);
+        let process = descriptor.process;
+        let vm = Arc::new(Vm::new(descriptor, map, sender));
+        self.vms.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&vm));
+        self.by_map.write().unwrap_or_else(PoisonError::into_inner).insert(map, Arc::clone(&vm));
+        tracing::info!(vm = %vm.id(), name = vm.name(), "found a VM");
+        shared.announce(Event::VmAppeared { vm: vm.id().to_owned(), name: vm.name().to_owned() });
+        let thread = {
+            let (vm, shared) = (Arc::clone(&vm), Arc::clone(shared));
+            let run = move || track(&vm, &shared, commands);
+            std::thread::Builder::new().name(format!("memdex-vm-{}", process.pid)).spawn(run)
+        };
+        match thread {
+            Ok(thread) => {
+                self.trackers.lock().unwrap_or_else(PoisonError::into_inner).insert(process, thread);
+            }
+            Err(error) => {
+                tracing::error!(vm = %vm.id(), %error, "cannot start a thread for this VM; trying again");
+                self.remove(shared, &vm, "its tracker could not be started");
+            }
+        }
+    }
+
+    fn remove(&self, shared: &Shared, vm: &Arc<Vm>, reason: &str) {
+        self.vms.write().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, vm));
+        self.by_map.write().unwrap_or_else(PoisonError::into_inner).remove(&vm.map_id());
+        shared.index.forget(vm.map_id());
+        self.gone.fetch_add(1, Relaxed);
+        tracing::info!(vm = %vm.id(), name = vm.name(), reason, "no longer indexed");
+        let (vm, name) = (vm.id().to_owned(), vm.name().to_owned());
+        shared.announce(Event::VmGone { vm, name, reason: reason.to_owned() });
+    }
+
+    /// Ends all trackers and waits for them.
+    pub(super) fn stop_all(&self) {
+        for vm in self.all() {
+            vm.stop("the daemon stops");
+        }
+        let trackers = std::mem::take(&mut *self.trackers.lock().unwrap_or_else(PoisonError::into_inner));
+        for (_, thread) in trackers {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The life of a tracker thread.
+fn track(vm: &Arc<Vm>, shared: &Arc<Shared>, commands: mpsc::Receiver<Command>) {
+    let reason = match Tracker::attach(Arc::clone(vm), Arc::clone(shared), commands) {
+        Ok(tracker) => tracker.run(),
+        Err(lost) => {
+            tracing::warn!(vm = %vm.id(), name = vm.name(), reason = lost.0, "cannot be tracked");
+            let refused = &shared.registry.refused;
+            refused.lock().unwrap_or_else(PoisonError::into_inner).insert(vm.process());
+            lost.0
+        }
+    };
+    shared.registry.remove(shared, vm, &reason);
+}

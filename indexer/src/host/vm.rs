@@ -1,0 +1,279 @@
+//! One VM as readers see it.
+
+use std::{
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
+    time::{Duration, Instant},
+};
+
+use memdex_wire::{
+    PAGE_SIZE,
+    job::{SyncReport, VerifyReport},
+    page::PageState,
+    vm::{IndexProgress, RegionCoverage, Tracking, VmInfo, Witness},
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    fingerprint::Page,
+    map::{Layout, MapId, MapSnapshot, PageMap},
+    memory::RegionMemory,
+    metrics::VmCounters,
+    units::{Generation, PageRange, bytes},
+    vm::descriptor::{ProcessId, VmDescriptor},
+    watch::tracker::Command,
+};
+
+/// Why a job has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JobError {
+    /// The VM ended.
+    #[error("the VM has ended")]
+    Gone,
+    /// It took too long.
+    #[error("it was not done in time: give it longer, or look at the VM's `stale` count")]
+    Timeout,
+    /// Too many jobs wait for this VM.
+    #[error("too many jobs wait for this VM: try again in a moment")]
+    Busy,
+    /// Something else, in words.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// How well a VM is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Status {
+    pub(crate) tracking: Tracking,
+    pub(crate) reasons: Vec<String>,
+    pub(crate) witnesses: Vec<Witness>,
+    pub(crate) coverage: Vec<RegionCoverage>,
+}
+
+/// Memory of the regions by their page numbers.
+type Memory = Vec<(PageRange, Arc<RegionMemory>)>;
+
+/// One VM: what is known of it, and how to ask its tracker for more.
+#[derive(Debug)]
+pub struct Vm {
+    id: String,
+    name: String,
+    process: ProcessId,
+    map_id: MapId,
+    descriptor: RwLock<Arc<VmDescriptor>>,
+    /// Written by the tracker alone, for microseconds at a time; std's lock is enough.
+    map: RwLock<PageMap>,
+    status: RwLock<Status>,
+    memory: RwLock<Memory>,
+    progress: Mutex<IndexProgress>,
+    unanswered_since: Mutex<Option<Instant>>,
+    commands: mpsc::SyncSender<Command>,
+    /// Figures for `/metrics`.
+    pub counters: VmCounters,
+    stop: OnceLock<&'static str>,
+}
+
+impl Vm {
+    pub(super) fn new(
+        descriptor: Arc<VmDescriptor>,
+        map_id: MapId,
+        commands: mpsc::SyncSender<Command>,
+    ) -> Self {
+        let layout = Arc::new(Layout::of(&descriptor.regions));
+        Self {
+            id: descriptor.id(),
+            name: descriptor.name.clone(),
+            process: descriptor.process,
+            map_id,
+            map: RwLock::new(PageMap::new(layout)),
+            status: RwLock::new(Status {
+                tracking: Tracking::Advisory,
+                reasons: vec!["tracking is just beginning".to_owned()],
+                witnesses: Vec::new(),
+                coverage: Vec::new(),
+            }),
+            memory: RwLock::default(),
+            progress: Mutex::new(IndexProgress { total: descriptor.pages(), ..IndexProgress::default() }),
+            descriptor: RwLock::new(descriptor),
+            unanswered_since: Mutex::new(None),
+            commands,
+            counters: VmCounters::default(),
+            stop: OnceLock::new(),
+        }
+    }
+
+    /// Names the VM on this host.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The VM's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The VMM's process.
+    #[must_use]
+    pub fn process(&self) -> ProcessId {
+        self.process
+    }
+
+    /// Names the VM's map in the reverse index.
+    #[must_use]
+    pub fn map_id(&self) -> MapId {
+        self.map_id
+    }
+
+    /// What discovery last said.
+    #[must_use]
+    pub fn descriptor(&self) -> Arc<VmDescriptor> {
+        Arc::clone(&self.descriptor.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Counts the changes of the map.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.map().generation()
+    }
+
+    /// A consistent picture of the map.
+    #[must_use]
+    pub fn snapshot(&self) -> MapSnapshot {
+        self.map().snapshot()
+    }
+
+    /// Whether `current` can be relied on.
+    #[must_use]
+    pub fn tracking(&self) -> Tracking {
+        self.status.read().unwrap_or_else(PoisonError::into_inner).tracking
+    }
+
+    /// Everything the API says of the VM.
+    #[must_use]
+    pub fn info(&self) -> VmInfo {
+        let descriptor = self.descriptor();
+        let status = self.status.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (generation, pages) = {
+            let map = self.map();
+            (map.generation().0, map.counts())
+        };
+        let oldest_mark = *self.unanswered_since.lock().unwrap_or_else(PoisonError::into_inner);
+        VmInfo {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            uuid: descriptor.uuid.clone(),
+            pid: self.process.pid,
+            vmm: descriptor.vmm.clone(),
+            accelerator: descriptor.accelerator.name().to_owned(),
+            memory_bytes: bytes(pages.total),
+            page_size: PAGE_SIZE as u32,
+            generation,
+            tracking: status.tracking,
+            advisory_reasons: status.reasons,
+            witnesses: status.witnesses,
+            coverage: status.coverage,
+            pages,
+            indexed: *self.progress.lock().unwrap_or_else(PoisonError::into_inner),
+            oldest_mark_ms: oldest_mark.map_or(0, |since| since.elapsed().as_millis() as u64),
+            missed_by_ebpf: self.counters.missed_by_ebpf.get(),
+            mismatches: self.counters.mismatches.get(),
+        }
+    }
+
+    /// Waits until every page has been current once since the call; hot pages count as of the call.
+    ///
+    /// # Errors
+    /// If the VM ends or the time is up.
+    pub async fn sync(&self, timeout: Duration) -> Result<SyncReport, JobError> {
+        let deadline = Instant::now() + timeout;
+        // The tracker minds the deadline itself; the extra second is for one that cannot answer at all.
+        self.ask(timeout + Duration::from_secs(1), |reply| Command::Sync { deadline, reply }).await
+    }
+
+    /// Reads every current page again and compares.
+    ///
+    /// # Errors
+    /// If the VM ends.
+    pub async fn verify(&self, timeout: Duration) -> Result<VerifyReport, JobError> {
+        self.ask(timeout, |reply| Command::Verify { reply }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        timeout: Duration,
+        command: impl FnOnce(oneshot::Sender<Result<T, JobError>>) -> Command,
+    ) -> Result<T, JobError> {
+        let (sender, answer) = oneshot::channel();
+        self.commands.try_send(command(sender)).map_err(|error| match error {
+            mpsc::TrySendError::Full(_) => JobError::Busy,
+            mpsc::TrySendError::Disconnected(_) => JobError::Gone,
+        })?;
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(JobError::Gone),
+            Err(_) => Err(JobError::Timeout),
+        }
+    }
+
+    /// Copies a page's bytes as they are now; `None` if it cannot be read.
+    pub(super) fn read_page(&self, page: u32, into: &mut Page) -> Option<()> {
+        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
+        let (range, memory) = memory.iter().find(|(range, _)| range.contains(&page))?;
+        let page = page - range.start;
+        memory.read(page..page + 1, into).ok()
+    }
+
+    pub(super) fn changed(&self, descriptor: Arc<VmDescriptor>) {
+        // If the tracker is too busy to hear of it now, the next sweep finds the difference again.
+        if self.commands.try_send(Command::Changed(Arc::clone(&descriptor))).is_ok() {
+            *self.descriptor.write().unwrap_or_else(PoisonError::into_inner) = descriptor;
+        }
+    }
+
+    /// Ends tracking. The word is kept here; the command only wakes the tracker, and may find the queue full.
+    pub(super) fn stop(&self, reason: &'static str) {
+        let _ = self.stop.set(reason);
+        let _ = self.commands.try_send(Command::Wake);
+    }
+
+    /// Why tracking is to end, if it is.
+    pub(crate) fn stopped(&self) -> Option<&'static str> {
+        self.stop.get().copied()
+    }
+
+    pub(crate) fn map(&self) -> RwLockReadGuard<'_, PageMap> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn map_mut(&self) -> RwLockWriteGuard<'_, PageMap> {
+        self.map.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_stale(&self, page: u32) -> bool {
+        let map = self.map();
+        page >= map.pages() || map.page(page).state == PageState::Stale
+    }
+
+    /// Returns whether tracking became exact or advisory.
+    pub(crate) fn set_status(&self, status: Status) -> bool {
+        let mut held = self.status.write().unwrap_or_else(PoisonError::into_inner);
+        let turned = held.tracking != status.tracking;
+        *held = status;
+        turned
+    }
+
+    pub(crate) fn set_memory(&self, memory: Memory) {
+        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = memory;
+    }
+
+    pub(crate) fn set_progress(&self, progress: IndexProgress) {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+    }
+
+    /// Notes whether a mark waits for a scan to see its write.
+    pub(crate) fn note_unanswered(&self, any: bool) {
+        let mut since = self.unanswered_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = if any { since.or_else(|| Some(Instant::now())) } else { None };
+    }
+}

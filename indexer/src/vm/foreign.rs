@@ -1,0 +1,113 @@
+//! Who else maps a VM's RAM: vhost-user back ends, virtiofsd, SPDK. Owns a memory of every process's writable shared
+//! mappings; never looks at what is in them.
+//!
+//! Write protection belongs to one address space, so a write through another process's mapping of the same file is
+//! not seen. Looking through every mapping of the host is dear. It is spread over the sweeps, and a process whose
+//! address space has kept its size is left alone for a minute: a new mapping nearly always changes the size.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use crate::vm::{
+    descriptor::ProcessId,
+    maps::{self, FileKey},
+    processes::{Process, ProcessDir, ProcessTable},
+};
+
+/// A process that maps more is looked at this soon after the last look.
+const CHANGED: Duration = Duration::from_secs(4);
+/// Any process is looked at again after this time.
+const UNCHANGED: Duration = Duration::from_secs(60);
+/// The beat: all processes that are due have their turn within it.
+const BEAT: Duration = Duration::from_millis(4500);
+/// Processes in every turn, however short it is.
+const LEAST: usize = 8;
+/// Most bytes of one process's `maps`.
+const MAX_MAPS: usize = 16 << 20;
+
+/// Writable shared mappings of all processes but VMMs' own.
+#[derive(Debug, Default)]
+pub(crate) struct Foreign {
+    known: HashMap<ProcessId, Look>,
+    last_turn: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    address_space: u64,
+    files: HashSet<FileKey>,
+}
+
+impl Foreign {
+    /// Takes the next turn through the processes.
+    pub(crate) fn look(&mut self, table: &ProcessTable, now: Instant, buffer: &mut Vec<u8>) {
+        self.known.retain(|id, _| table.get(id.pid).is_some_and(|process| process.id() == *id));
+        let pause = self.last_turn.map_or(BEAT / 16, |last| now.duration_since(last)).min(BEAT);
+        self.last_turn = Some(now);
+        let share = table.len() as u128 * pause.as_millis() / BEAT.as_millis();
+        let turn = usize::try_from(share).unwrap_or(usize::MAX).max(LEAST);
+
+        let own = std::process::id();
+        let mut due: Vec<(Option<Instant>, &Process)> = table
+            .iter()
+            .filter(|process| process.pid != own && !process.stat.kernel_thread())
+            .filter_map(|process| match self.known.get(&process.id()) {
+                None => Some((None, process)),
+                Some(look) => {
+                    let changed = look.address_space != process.stat.address_space;
+                    let pause = if changed { CHANGED } else { UNCHANGED };
+                    (now.duration_since(look.at) >= pause).then_some((Some(look.at), process))
+                }
+            })
+            .collect();
+        // Never seen first, then those that have waited longest.
+        due.sort_by_key(|(last, _)| *last);
+        for (_, process) in due.into_iter().take(turn) {
+            let files = writable_files(process, buffer);
+            self.known
+                .insert(process.id(), Look { at: now, address_space: process.stat.address_space, files });
+        }
+    }
+
+    /// Processes other than `vmm` that map one of `files` writable.
+    pub(crate) fn mappers<'a>(
+        &'a self,
+        vmm: ProcessId,
+        files: &'a [FileKey],
+    ) -> impl Iterator<Item = (ProcessId, FileKey)> + 'a {
+        self.known.iter().filter(move |(id, look)| **id != vmm && !look.files.is_empty()).filter_map(
+            |(id, look)| files.iter().find(|file| look.files.contains(file)).map(|file| (*id, *file)),
+        )
+    }
+}
+
+fn writable_files(process: &Process, buffer: &mut Vec<u8>) -> HashSet<FileKey> {
+    let read = ProcessDir::open(process.pid).and_then(|dir| {
+        // The pid may be another's by now; then the look counts for nobody.
+        let mut stat = Vec::new();
+        let same = dir.stat(&mut stat)?.start_time == process.stat.start_time;
+        if same {
+            dir.read("maps", MAX_MAPS, buffer).map(drop)
+        } else {
+            Err(std::io::ErrorKind::NotFound.into())
+        }
+    });
+    if read.is_err() {
+        return HashSet::new();
+    }
+    buffer
+        .split(|&byte| byte == b'\n')
+        // Most lines are private; a cheap test before parsing.
+        .filter(|line| {
+            line.iter().position(|&byte| byte == b' ').is_some_and(|at| {
+                line.get(at + 2..at + 5).is_some_and(|access| access[0] == b'w' && access[2] == b's')
+            })
+        })
+        .filter_map(maps::parse_line)
+        .filter(|vma| vma.access.write && vma.access.shared)
+        .map(|vma| vma.file)
+        .collect()
+}

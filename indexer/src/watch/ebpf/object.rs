@@ -1,0 +1,225 @@
+//! The eBPF object: embedded, given the running kernel's offsets, loaded and attached hook by hook.
+//!
+//! Owns which program goes where and what is said when one cannot. One hook failing never keeps another from working.
+
+use std::fmt::Display;
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    programs::{Iter, ProgramError, TracePoint},
+};
+use indexer_common::offsets::Offsets;
+
+use super::{HookStatus, btf::Types, shared::Plain, tracefs::Tracefs};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMDEX_EBPF_OBJECT_FILE"));
+
+/// The inode of the first PID namespace (include/linux/proc_ns.h, `PROC_PID_INIT_INO`).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// System calls whose entry and exit are hooked.
+const DISCARDS: [&str; 4] = ["fallocate", "madvise", "ftruncate", "process_madvise"];
+
+/// Log levels of aya-log: none below `error`, and all.
+const SILENT: u8 = 0;
+const DEBUG: u8 = 4;
+
+/// A hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// Guest page faults, by guest physical address.
+    KvmPageFault,
+    /// KVM's dirty ring.
+    DirtyRing,
+    /// Page faults of the VMM.
+    FaultUser,
+    /// Page faults of the kernel on the VMM's behalf.
+    FaultKernel,
+    /// System calls that discard memory.
+    Discard,
+    /// The iterator over memory slots.
+    Memslots,
+}
+
+impl Hook {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::KvmPageFault,
+        Self::DirtyRing,
+        Self::FaultUser,
+        Self::FaultKernel,
+        Self::Discard,
+        Self::Memslots,
+    ];
+
+    /// The name used in answers and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::KvmPageFault => "ebpf:kvm_page_fault",
+            Self::DirtyRing => "ebpf:kvm_dirty_ring_push",
+            Self::FaultUser => "ebpf:page_fault_user",
+            Self::FaultKernel => "ebpf:page_fault_kernel",
+            Self::Discard => "ebpf:discard",
+            Self::Memslots => "ebpf:memslots",
+        }
+    }
+}
+
+/// Loads the object and attaches what can be attached. Never fails: what is missing is in the statuses.
+pub fn load(debug: bool) -> (Option<Ebpf>, Vec<HookStatus>) {
+    let mut statuses = Vec::new();
+    let object = load_with(debug, &mut statuses).map_err(|reason| {
+        statuses = Hook::ALL.map(|hook| HookStatus::missing(hook, &reason)).into();
+    });
+    (object.ok(), statuses)
+}
+
+fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String> {
+    if std::fs::read_link("/proc/self/ns/pid")
+        .is_ok_and(|namespace| namespace.as_os_str() != FIRST_PID_NAMESPACE)
+    {
+        return Err("eBPF programs see the host's process ids and memdexd runs in a PID namespace of its own, so no process could be \
+                    recognized: run it in the host's PID namespace"
+            .to_owned());
+    }
+    let types = Types::read();
+    let tracefs = Tracefs::find();
+    let kvm = from(&types, Types::kvm);
+    let files = from(&types, Types::files);
+    let kvm_page_fault = from(&tracefs, Tracefs::kvm_page_fault);
+    let dirty_ring = from(&tracefs, Tracefs::dirty_ring);
+    let user = from(&tracefs, |tracefs| tracefs.page_fault("page_fault_user"));
+    let kernel = from(&tracefs, |tracefs| tracefs.page_fault("page_fault_kernel"));
+    let arguments = from(&tracefs, Tracefs::arguments);
+    drop(types); // tens of megabytes
+
+    let offsets = Offsets {
+        kvm_page_fault: kvm_page_fault.clone().unwrap_or_default(),
+        page_fault_user: user.clone().unwrap_or_default(),
+        page_fault_kernel: kernel.clone().unwrap_or_default(),
+        dirty_ring: dirty_ring.clone().unwrap_or_default(),
+        arguments: arguments.clone().unwrap_or_default(),
+        files: files.clone().unwrap_or_default(),
+        kvm: kvm.clone().unwrap_or_default(),
+    };
+    let offsets = Plain(offsets);
+    let level = if debug { DEBUG } else { SILENT };
+    let mut object = EbpfLoader::new()
+        .override_global("OFFSETS", &offsets, true)
+        .override_global("AYA_LOG_LEVEL", &level, true)
+        .load(OBJECT)
+        .map_err(|error| refused(&error))?;
+
+    let ready = |first: Result<(), String>, second: Result<(), String>| first.and(second);
+    let known = |found: &Result<indexer_common::offsets::Kvm, String>| found.clone().map(drop);
+    let results = [
+        (
+            Hook::KvmPageFault,
+            ready(kvm_page_fault.map(drop), known(&kvm)).and_then(|()| {
+                tracepoint(&mut object, "kvm_page_fault", &[("kvm", "kvm_page_fault".into())])
+            }),
+        ),
+        (
+            Hook::DirtyRing,
+            ready(dirty_ring.map(drop), known(&kvm)).and_then(|()| {
+                tracepoint(&mut object, "kvm_dirty_ring_push", &[("kvm", "kvm_dirty_ring_push".into())])
+            }),
+        ),
+        (
+            Hook::FaultUser,
+            user.and_then(|_| {
+                tracepoint(&mut object, "page_fault_user", &[("exceptions", "page_fault_user".into())])
+            }),
+        ),
+        (
+            Hook::FaultKernel,
+            kernel.and_then(|_| {
+                tracepoint(&mut object, "page_fault_kernel", &[("exceptions", "page_fault_kernel".into())])
+            }),
+        ),
+        (Hook::Discard, arguments.and_then(|_| discards(&mut object))),
+        (Hook::Memslots, ready(known(&kvm), files.map(drop)).and_then(|()| iterator(&mut object))),
+    ];
+    *statuses = results
+        .into_iter()
+        .map(|(hook, result)| match result {
+            Ok(()) => HookStatus { name: hook.name(), attached: true, reason: None },
+            Err(reason) => HookStatus::missing(hook, &reason),
+        })
+        .collect();
+    Ok(object)
+}
+
+/// Uses a source of offsets, if there is one.
+fn from<S, T, E: Display>(source: &Result<S, E>, find: impl FnOnce(&S) -> Result<T, E>) -> Result<T, String> {
+    match source {
+        Ok(source) => find(source).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn discards(object: &mut Ebpf) -> Result<(), String> {
+    // Exits first, so that no call can be counted in and not out.
+    let exits = DISCARDS.map(|call| ("syscalls", format!("sys_exit_{call}")));
+    tracepoint(object, "exit_discard", &exits)?;
+    for call in DISCARDS {
+        tracepoint(object, &format!("enter_{call}"), &[("syscalls", format!("sys_enter_{call}"))])?;
+    }
+    Ok(())
+}
+
+/// Loads a program and attaches it to tracepoints by name, which works for those of modules too.
+fn tracepoint(object: &mut Ebpf, program: &str, events: &[(&str, String)]) -> Result<(), String> {
+    let found =
+        object.program_mut(program).ok_or_else(|| format!("the eBPF object has no program `{program}`"))?;
+    let result = <&mut TracePoint>::try_from(found).and_then(|program| {
+        program.load()?;
+        events.iter().try_for_each(|(category, event)| program.attach(category, event).map(drop))
+    });
+    result.map_err(|error| rejected(program, &error))
+}
+
+fn iterator(object: &mut Ebpf) -> Result<(), String> {
+    let btf = Btf::from_sys_fs()
+        .map_err(|error| format!("the kernel's type description cannot be read: {error}"))?;
+    let found = object.program_mut("memslots").ok_or("the eBPF object has no program `memslots`")?;
+    let result = <&mut Iter>::try_from(found).and_then(|program| program.load("task_file", &btf));
+    result.map_err(|error| rejected("memslots", &error))
+}
+
+/// Says why nothing could be loaded at all.
+fn refused(error: &EbpfError) -> String {
+    let text = chain(error);
+    if rustix::process::geteuid().is_root() {
+        format!(
+            "the kernel refuses the eBPF object ({text}); check that eBPF is built in and not locked down"
+        )
+    } else {
+        format!(
+            "memdexd may not load eBPF programs ({text}): run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN"
+        )
+    }
+}
+
+/// Says why one program could not be loaded or attached; the verifier's log goes to the log, it has thousands of lines.
+fn rejected(program: &str, error: &ProgramError) -> String {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        tracing::debug!(target: "memdexd::ebpf", program, %verifier_log, "the kernel rejects an eBPF program");
+        return format!("the kernel rejects the eBPF program `{program}`: {io_error}");
+    }
+    format!("the eBPF program `{program}` cannot be attached: {}", chain(error))
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}

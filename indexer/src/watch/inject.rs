@@ -1,0 +1,506 @@
+//! One system call, made by a thread of the VMM on our behalf.
+//!
+//! A userfaultfd belongs to the address space of the process that called `userfaultfd()`. A VMM that doesn't know memdex
+//! never calls it, so one of its threads is stopped for a moment, makes that one call, and goes on where it was.
+//! Owns the stop, the choice of the thread and the way back; never touches the VMM's memory.
+//!
+//! # On leaving no trace
+//!
+//! - The thread is changed only in a stop that PTRACE_INTERRUPT caused, and put back in one. There the kernel has not yet
+//!   decided how to restart an interrupted system call: with `orig_rax` and `rax` (`-ERESTART…`) as they were, it makes that
+//!   decision as if nothing had happened, remaining time-outs included. (At the exit of a system call it would no longer do so.)
+//! - System-call stops, not single-stepping: a single step ends in a *forced* SIGTRAP, which resets a handler that was
+//!   ignored or blocked. A system-call stop is not a signal.
+//! - All signals of the thread stay blocked meanwhile, and pending ones stay pending. A signal the thread was just about
+//!   to receive is delivered first. SIGSTOP can't be blocked; it is sent again afterwards.
+//! - Some system calls answer a stop with EINTR (signal(7), "Interruption … by stop signals"). For those that only wait,
+//!   that is turned into a restart, which a handler of a real signal still turns into EINTR.
+//! - A thread in a restartable sequence (rseq) is let go and stopped again: the kernel must see its address on the way
+//!   out, to abort the sequence.
+//! - A seccomp filter would kill the VMM for a call it doesn't know, so filters are suspended for the stop (kernel
+//!   feature of checkpoint/restore), or nothing is injected.
+//!
+//! What remains: if the daemon dies by SIGKILL between the first change of the registers and the last (some 100 µs, once
+//! in the life of a VMM), the kernel detaches the thread as it is, and it runs on with registers that are not its own:
+//! the VMM crashes. All other ways to end are held off: signals are blocked in the thread that injects, and
+//! [`hold_off`] lets the daemon's shutdown wait.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    process::{Process, gone, is_gone},
+    ptrace::{self, Registers, Stop, Tracee},
+};
+
+/// How long a thread may take to stop before another one is tried. One in an uninterruptible sleep does not stop.
+const STOP_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long the thread may take from being resumed to its next stop: one instruction, but perhaps on a crowded machine.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to go on trying to get a changed thread back. Giving up means to leave it as it is.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Threads to try.
+const MOST_THREADS: usize = 8;
+
+/// One injection at a time in the daemon.
+static WINDOW: Mutex<()> = Mutex::new(());
+
+/// Waits for an injection that is under way and lets no new one begin until the guard is dropped. For the daemon's way
+/// out: a process that ends while it injects takes the VMM with it (see the head of the module).
+pub fn hold_off() -> MutexGuard<'static, ()> {
+    WINDOW.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A system call and its arguments.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    /// Number of the system call.
+    pub number: i64,
+    /// First arguments; the others are zero.
+    pub arguments: [u64; 3],
+}
+
+/// What an injected call left behind.
+#[derive(Debug, Clone, Copy)]
+pub struct Returned {
+    /// The thread that made the call.
+    pub tid: u32,
+    /// What the call returned.
+    pub value: Result<u64, rustix::io::Errno>,
+    /// How long that thread was stopped at most.
+    pub stopped: Duration,
+}
+
+/// Why nothing was injected. The VMM runs on as if nothing had been tried.
+#[derive(Debug, thiserror::Error)]
+pub enum InjectError {
+    /// The process has ended.
+    #[error("the VMM process has ended; nothing to do")]
+    Gone,
+    /// The process is stopped by a signal.
+    #[error("the VMM process is stopped by a signal (state T); continue it with SIGCONT")]
+    Stopped,
+    /// A debugger or strace is attached.
+    #[error("process {0} traces the VMM, and only one may; detach that debugger or strace")]
+    Traced(u32),
+    /// Not a 64-bit x86 process.
+    #[error("the VMM is a 32-bit process, which memdex can't attach to; use a 64-bit build of it")]
+    Foreign,
+    /// A filter is active and could not be suspended.
+    #[error(
+        "the VMM has a seccomp filter, which could kill it for the call, and the filter can't be suspended ({0}); \
+         run the daemon with CAP_SYS_ADMIN and without a seccomp filter of its own"
+    )]
+    Seccomp(io::Error),
+    /// No thread stopped in time.
+    #[error(
+        "no thread of the VMM could be stopped within {0:?} (hung in the kernel?); it will be tried again"
+    )]
+    Unresponsive(Duration),
+    /// No `syscall` instruction was found.
+    #[error(
+        "the VMM has no `syscall` instruction in its vDSO nor in its program text; memdex can't attach to it"
+    )]
+    NoGate,
+    /// Anything else.
+    #[error("could not {step} the VMM: {error}; the daemon needs CAP_SYS_PTRACE, run it as root")]
+    Io {
+        /// What failed, as a verb.
+        step: &'static str,
+        /// The system's answer.
+        error: io::Error,
+    },
+}
+
+impl InjectError {
+    fn io(step: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| if is_gone(&error) { Self::Gone } else { Self::Io { step, error } }
+    }
+}
+
+/// Makes a thread of the process call the system: the main thread, or another one if that is a zombie or does not stop.
+///
+/// # Errors
+/// See [`InjectError`]; the VMM is unharmed in each case.
+pub fn call(process: &Process, call: Call) -> Result<Returned, InjectError> {
+    if elf_class(process)? != ELFCLASS64 {
+        return Err(InjectError::Foreign);
+    }
+    let memory = process.with_path("mem", File::open).map_err(InjectError::io("read the memory of"))?;
+    let gate = find_gate(process, &memory)?;
+    let mut failed = InjectError::Gone;
+    for tid in threads(process)? {
+        let status = ThreadStatus::read(process, tid).map_err(InjectError::io("look at"))?;
+        match status.state {
+            'Z' | 'X' => continue,
+            'T' => return Err(InjectError::Stopped),
+            _ if status.tracer != 0 => return Err(InjectError::Traced(status.tracer)),
+            _ => {}
+        }
+        let injection = Injection { process, memory: &memory, tid, gate, call };
+        let window = hold_off();
+        // A thread of its own: when it ends, the kernel lets go of the tracee, also of one that never stopped.
+        let result = thread::scope(|scope| {
+            thread::Builder::new()
+                .name("inject".into())
+                .spawn_scoped(scope, || injection.run())
+                .map_err(InjectError::io("start a thread to stop"))?
+                .join()
+                .unwrap_or_else(|_| Err(InjectError::io("stop")(io::Error::other("internal error"))))
+        });
+        drop(window);
+        match result {
+            Err(error @ (InjectError::Unresponsive(_) | InjectError::Gone)) => failed = error,
+            other => return other,
+        }
+    }
+    Err(if process.alive() { failed } else { InjectError::Gone })
+}
+
+/// Everything that is needed to make the call, known before the thread is stopped.
+struct Injection<'a> {
+    process: &'a Process,
+    memory: &'a File,
+    tid: u32,
+    gate: u64,
+    call: Call,
+}
+
+impl Injection<'_> {
+    /// Runs on a thread that ends afterwards.
+    fn run(&self) -> Result<Returned, InjectError> {
+        let tid = i32::try_from(self.tid).map_err(|_| InjectError::Gone)?;
+        ptrace::prepare_this_thread().map_err(InjectError::io("block signals before stopping"))?;
+        let mut tracee = Tracee::seize(tid).map_err(|e| self.explain_seize(e))?;
+        let begun = Instant::now();
+        bring_to_stop(&mut tracee)?;
+        self.leave_restartable_sequence(&mut tracee)?;
+        if let Err(error) = tracee.mark_system_calls_and_suspend_seccomp() {
+            if self.filtered() {
+                return Err(InjectError::Seccomp(error));
+            }
+            tracee.mark_system_calls().map_err(InjectError::io("trace"))?;
+        }
+        let registers = tracee
+            .registers()
+            .map_err(InjectError::io("read the registers of"))?
+            .ok_or(InjectError::Foreign)?;
+        let mask = tracee.signal_mask().map_err(InjectError::io("read the signal mask of"))?;
+        let put_back = self.with_restart(registers);
+
+        let pid = i32::try_from(self.process.id().pid).map_err(|_| InjectError::Gone)?;
+        let mut borrowed = Borrowed { tracee: &mut tracee, registers: put_back, mask, owed: Vec::new(), pid };
+        let value = borrowed.make_call(registers, self.gate, self.call);
+        drop(borrowed);
+        drop(tracee);
+        let stopped = begun.elapsed();
+        Ok(Returned { tid: self.tid, value: value?, stopped })
+    }
+
+    /// The registers to leave the thread with: as they were, except where the stop itself would show.
+    fn with_restart(&self, mut registers: Registers) -> Registers {
+        let answer = registers.rax.cast_signed();
+        let waiting = WAITING_CALLS.contains(&registers.orig_rax.cast_signed());
+        if answer == -i64::from(libc::EINTR) && waiting {
+            registers.rax = (-ERESTARTNOHAND).cast_unsigned();
+        } else if answer == -ERESTART_RESTARTBLOCK && self.filtered() {
+            // This one would go on through restart_syscall(), which a filter may not know. From the start, then: a relative time-out
+            // begins anew, nobody is killed.
+            registers.rax = (-ERESTARTNOINTR).cast_unsigned();
+        }
+        registers
+    }
+
+    /// Whether seccomp acts on the thread; if that can't be told, it does.
+    fn filtered(&self) -> bool {
+        ThreadStatus::read(self.process, self.tid).map_or(true, |status| status.seccomp)
+    }
+
+    fn explain_seize(&self, error: io::Error) -> InjectError {
+        match ThreadStatus::read(self.process, self.tid) {
+            Ok(status) if status.tracer != 0 => InjectError::Traced(status.tracer),
+            // A thread that is ending refuses with EPERM.
+            Ok(status) if matches!(status.state, 'Z' | 'X') => InjectError::Gone,
+            _ => InjectError::io("attach to")(error),
+        }
+    }
+
+    /// Lets a thread that stands in a restartable sequence go on until it doesn't.
+    fn leave_restartable_sequence(&self, tracee: &mut Tracee) -> Result<(), InjectError> {
+        for _ in 0..50 {
+            if !self.in_restartable_sequence(tracee) {
+                return Ok(());
+            }
+            tracee.interrupt().map_err(InjectError::io("interrupt"))?;
+            tracee.resume(0).map_err(InjectError::io("resume"))?;
+            await_interrupt(tracee, STOP_TIMEOUT)?;
+        }
+        Err(InjectError::Unresponsive(STOP_TIMEOUT))
+    }
+
+    /// Linux' include/uapi/linux/rseq.h: `struct rseq` has at offset 8 the address of the active `struct rseq_cs`, which has at
+    /// offset 8 start and length of the sequence.
+    fn in_restartable_sequence(&self, tracee: &Tracee) -> bool {
+        let (Some(rseq), Ok(Some(registers))) = (tracee.rseq_address(), tracee.registers()) else {
+            return false;
+        };
+        let read = |address: u64| {
+            let mut word = [0; 8];
+            self.memory.read_exact_at(&mut word, address).map(|()| u64::from_ne_bytes(word))
+        };
+        match read(rseq + 8) {
+            Ok(sequence) if sequence != 0 => match (read(sequence + 8), read(sequence + 16)) {
+                (Ok(start), Ok(length)) => registers.rip.wrapping_sub(start) < length,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+}
+
+/// Kernel-internal answers (include/linux/errno.h) that mean "restart the call": whatever happened in between …
+const ERESTARTNOINTR: i64 = 513;
+/// … unless a handler ran …
+const ERESTARTNOHAND: i64 = 514;
+/// … with the time that is left.
+const ERESTART_RESTARTBLOCK: i64 = 516;
+
+/// Calls that only wait, answer a mere stop with EINTR, and have done nothing when they do.
+const WAITING_CALLS: [i64; 8] = [
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_io_getevents,
+    linux_raw_sys::general::__NR_io_pgetevents as i64,
+];
+
+/// Stops a thread that runs.
+fn bring_to_stop(tracee: &mut Tracee) -> Result<(), InjectError> {
+    tracee.interrupt().map_err(InjectError::io("interrupt"))?;
+    await_interrupt(tracee, STOP_TIMEOUT)
+}
+
+/// Waits for the stop that was asked for; signals that come first are delivered.
+fn await_interrupt(tracee: &mut Tracee, timeout: Duration) -> Result<(), InjectError> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match tracee.wait(left).map_err(InjectError::io("wait for"))? {
+            None => return Err(InjectError::Unresponsive(timeout)),
+            Some(Stop::Interrupt) => return Ok(()),
+            Some(Stop::Group) => return Err(InjectError::Stopped),
+            Some(stop) => {
+                // Any stop takes back a pending interrupt, so ask again first.
+                tracee.interrupt().map_err(InjectError::io("interrupt"))?;
+                let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+                tracee.resume(signal).map_err(InjectError::io("resume"))?;
+            }
+        }
+    }
+}
+
+/// A stopped thread whose registers and signal mask are ours; dropping gives them back.
+struct Borrowed<'a> {
+    tracee: &'a mut Tracee,
+    registers: Registers,
+    mask: u64,
+    /// Signals that could not be blocked and were swallowed.
+    owed: Vec<i32>,
+    pid: i32,
+}
+
+impl Borrowed<'_> {
+    fn make_call(
+        &mut self,
+        mut registers: Registers,
+        gate: u64,
+        call: Call,
+    ) -> Result<Result<u64, rustix::io::Errno>, InjectError> {
+        self.tracee.set_signal_mask(u64::MAX).map_err(InjectError::io("block the signals of"))?;
+        registers.rip = gate;
+        registers.rax = call.number.cast_unsigned();
+        // Not in a system call: nothing to restart on the way out.
+        registers.orig_rax = u64::MAX;
+        [registers.rdi, registers.rsi, registers.rdx] = call.arguments;
+        [registers.r10, registers.r8, registers.r9] = [0; 3];
+        self.tracee.set_registers(&registers).map_err(InjectError::io("set the registers of"))?;
+        // To the entry of the call …
+        self.tracee.resume_to_system_call().map_err(InjectError::io("resume"))?;
+        self.await_stop(Stop::SystemCall, STEP_TIMEOUT)?;
+        // … and, with the next stop asked for already, through it to the way out of the kernel.
+        self.tracee.interrupt().map_err(InjectError::io("interrupt"))?;
+        self.tracee.resume(0).map_err(InjectError::io("resume"))?;
+        self.await_stop(Stop::Interrupt, STEP_TIMEOUT)?;
+        let after = self
+            .tracee
+            .registers()
+            .map_err(InjectError::io("read the registers of"))?
+            .ok_or(InjectError::Foreign)?;
+        if after.orig_rax != call.number.cast_unsigned() || after.rip != gate + GATE.len() as u64 {
+            return Err(InjectError::io("follow")(io::Error::other("it did not make the call")));
+        }
+        Ok(match after.rax.cast_signed() {
+            error @ -4095..=-1 => {
+                Err(rustix::io::Errno::from_raw_os_error(i32::try_from(-error).unwrap_or(libc::EINVAL)))
+            }
+            value => Ok(value.cast_unsigned()),
+        })
+    }
+
+    fn await_stop(&mut self, wanted: Stop, timeout: Duration) -> Result<(), InjectError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.tracee.wait(left).map_err(InjectError::io("wait for"))? {
+                None => return Err(InjectError::Unresponsive(timeout)),
+                Some(stop) if stop == wanted => return Ok(()),
+                Some(stop) => {
+                    self.owe(stop);
+                    if wanted == Stop::SystemCall {
+                        self.tracee.resume_to_system_call()
+                    } else {
+                        self.tracee.interrupt().and_then(|()| self.tracee.resume(0))
+                    }
+                    .map_err(InjectError::io("resume"))?;
+                }
+            }
+        }
+    }
+
+    /// Only SIGSTOP gets through a full mask. (A stop of the whole group needs nothing: the kernel stops the thread again
+    /// when it is detached.)
+    fn owe(&mut self, stop: Stop) {
+        if let Stop::Signal(signal) = stop {
+            self.owed.push(signal);
+        }
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        if self.tracee.stop() != Some(Stop::Interrupt) && !self.tracee.ended() {
+            // A step failed. Whatever it was, the thread must come to the one kind of stop where it can be put back.
+            let _ = self.tracee.interrupt();
+            if self.tracee.stop().is_some() {
+                let _ = self.tracee.resume(0);
+            }
+            let _ = self.await_stop(Stop::Interrupt, RESTORE_TIMEOUT);
+        }
+        let restored =
+            self.tracee.set_registers(&self.registers).and_then(|()| self.tracee.set_signal_mask(self.mask));
+        if let Err(error) = restored
+            && !is_gone(&error)
+        {
+            tracing::error!(pid = self.pid, %error, "a VMM thread could not be put back after an injected call");
+        }
+        for signal in self.owed.drain(..) {
+            ptrace::send_signal(self.pid, signal);
+        }
+    }
+}
+
+/// The instruction `syscall`.
+const GATE: [u8; 2] = [0x0f, 0x05];
+
+/// Finds a `syscall` instruction the VMM can execute: in the vDSO (mapped into every process by the kernel), else in any
+/// other executable mapping. Bytes inside another instruction serve as well; they are executed from their own address.
+fn find_gate(process: &Process, memory: &File) -> Result<u64, InjectError> {
+    const WINDOW: u64 = 64 << 10;
+    let maps =
+        process.with_path("maps", fs::read_to_string).map_err(InjectError::io("read the mappings of"))?;
+    let mut executable: Vec<_> = maps.lines().filter_map(executable_mapping).collect();
+    executable.sort_by_key(|(_, name)| *name != "[vdso]");
+    let mut readable = false;
+    let mut bytes = vec![0; usize::try_from(WINDOW).unwrap_or(0)];
+    // Bounded: 64 mappings, 1 MiB of each.
+    for (range, name) in executable.into_iter().take(64) {
+        if name == "[vsyscall]" {
+            continue; // emulated: not executable as ordinary code
+        }
+        for start in (range.start..range.end.min(range.start + (1 << 20))).step_by(WINDOW as usize) {
+            let length = WINDOW.min(range.end - start);
+            let Ok(read) = memory.read_at(&mut bytes[..usize::try_from(length).unwrap_or(0)], start) else {
+                break;
+            };
+            readable |= read > 0;
+            if let Some(at) = bytes[..read].windows(GATE.len()).position(|bytes| bytes == GATE) {
+                return Ok(start + at as u64);
+            }
+        }
+    }
+    // Nothing readable at all: the address space is going, the process will be gone in a moment.
+    Err(if readable { InjectError::NoGate } else { InjectError::Gone })
+}
+
+/// Address range and name of a line of `/proc/PID/maps`, if it is readable and executable.
+fn executable_mapping(line: &str) -> Option<(std::ops::Range<u64>, &str)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let permissions = fields.next()?;
+    if !permissions.starts_with('r') || permissions.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let address = |text| u64::from_str_radix(text, 16).ok();
+    Some((address(start)?..address(end)?, fields.nth(3).unwrap_or("")))
+}
+
+const ELFCLASS64: u8 = 2;
+
+/// Byte 4 of the program file says how wide its addresses are.
+fn elf_class(process: &Process) -> Result<u8, InjectError> {
+    let program =
+        process.with_path("exe", File::open).map_err(InjectError::io("open the program file of"))?;
+    let mut head = [0; 5];
+    program.read_exact_at(&mut head, 0).map_err(InjectError::io("read the program file of"))?;
+    Ok(head[4])
+}
+
+/// The threads to try, the main one first.
+fn threads(process: &Process) -> Result<Vec<u32>, InjectError> {
+    let main = process.id().pid;
+    let entries =
+        fs::read_dir(format!("/proc/{main}/task")).map_err(InjectError::io("list the threads of"))?;
+    let mut threads: Vec<u32> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    threads.sort_unstable_by_key(|tid| (*tid != main, *tid));
+    // A zombie main thread can't be used; leave room for it.
+    threads.truncate(MOST_THREADS);
+    Ok(threads)
+}
+
+/// The lines of a thread's `status` file that matter here.
+struct ThreadStatus {
+    state: char,
+    tracer: u32,
+    seccomp: bool,
+}
+
+impl ThreadStatus {
+    fn read(process: &Process, tid: u32) -> io::Result<Self> {
+        let status = format!("/proc/{}/task/{tid}/status", process.id().pid);
+        let text = match fs::read_to_string(status) {
+            // This thread may have ended, the process lives: the same as a zombie.
+            Err(error) if is_gone(&error) && process.alive() => {
+                return Ok(Self { state: 'X', tracer: 0, seccomp: false });
+            }
+            other => other?,
+        };
+        let field = |name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+        };
+        Ok(Self {
+            state: field("State").and_then(|text| text.chars().next()).ok_or_else(gone)?,
+            tracer: field("TracerPid").and_then(|text| text.parse().ok()).unwrap_or(0),
+            seccomp: field("Seccomp").is_some_and(|text| text != "0"),
+        })
+    }
+}

@@ -1,0 +1,50 @@
+//! Who was written: the witnesses, and the discipline that makes their word good.
+//!
+//! Owns arming and the order of things; never hashes and never decides what a page's content is called.
+//!
+//! # On arming pages, and the order in which things are done
+//!
+//! A fingerprint is `current` only if the page was write-protected *before* its bytes were read and no write has been
+//! seen since. So for each batch of stale pages the [tracker] does, in this order and never in another:
+//!
+//! 1. **arm**: write-protect the pages in the VMM's address space. When the call returns, the protection is in the page
+//!    table and every translation cache: a write from now on takes a fault, and the fault clears the protection.
+//! 2. **read** the bytes and **hash** them.
+//! 3. **check**: look at the page table (read-only) and at the eBPF marks. A page that is no longer protected, or has
+//!    been marked, may have been read half written: it is *not* published and stays stale.
+//! 4. **publish**.
+//!
+//! A write that lands after the check finds the page protected, takes a fault, leaves a mark and clears the protection;
+//! the next look finds it. Turned round (read first, protect afterwards) a write between the two would be lost for good:
+//! the page would be protected, look clean, and have the wrong fingerprint.
+//!
+//! # A mark comes before the write
+//!
+//! eBPF runs when the fault is *taken*. A scan that runs between mark and write sees the page still protected. So a mark
+//! is spent only when a scan has seen the page written; until then the page counts as stale and is looked at again
+//! (`awaited` in [queue]). Discards (a balloon punching holes) have no written bit at all: the page is stale from the
+//! system call's entry, and may be read only after its exit.
+//!
+//! # Truth and immediacy
+//!
+//! The page table is the truth: guest writes, device emulation in the VMM, vhost in the kernel all go through it. The
+//! marks make it cheap: a scan walks only what was marked. A slow [audit](tracker) reads the whole table (without
+//! changing anything) and the RAM file's holes, and demands that every page shown as `current` or `zero` be *positively*
+//! protected; what it finds otherwise is stale at once and counted. `sync` runs the same audit first, so its answer
+//! does not rest on marks at all.
+//!
+//! # What this cannot see
+//!
+//! Writes that do not go through the VMM's page table: devices behind VFIO, another process with its own mapping of the RAM
+//! file, direct I/O that pinned its pages before they were armed. Discovery looks for each of these; where one is
+//! possible the VM is `advisory` and says why.
+
+pub mod claim;
+pub mod ebpf;
+pub mod inject;
+pub mod pagemap;
+pub mod process;
+mod ptrace;
+mod queue;
+pub mod tracker;
+pub mod userfault;

@@ -1,0 +1,295 @@
+//! Which stale pages are to be read, and when. Pure bookkeeping: no clock, no kernel.
+//!
+//! Time is counted in ticks. A stale page is in at least one of these places:
+//!
+//! - *awaited*: eBPF marked it, but no scan has seen it written yet. The mark comes before the write, so the page must not
+//!   be read yet: arming it now and reading it would publish the bytes from before the write, and nothing would tell
+//!   of the write that lands later. If no scan sees a write for one to two rotations, the fault was not a write after
+//!   all (it was resolved by another thread, or ended in a signal), and the page is read; the slow audit is the net
+//!   under this.
+//! - *discarding*: a system call that throws pages away was seen entering. Such a page must not be read before the call
+//!   has returned.
+//! - *ready*: may be armed and read now.
+//! - *delayed*: a hot page, written again right after it was read. Chasing it would cost the guest a fault each time, so
+//!   it is left writable for 2, 4, 8 … ticks.
+
+use std::{collections::HashMap, ops::Range};
+
+use roaring::RoaringBitmap;
+
+/// Slots of the wheel: the longest delay in ticks, plus one.
+const SLOTS: usize = 257;
+/// Highest heat: a delay of 2^8 ticks.
+const HOTTEST: u8 = 8;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Queue {
+    awaited: [RoaringBitmap; 2],
+    discarding: RoaringBitmap,
+    ready: RoaringBitmap,
+    wheel: Vec<RoaringBitmap>,
+    now: usize,
+    /// Pages published in this rotation and in the one before.
+    recent: [RoaringBitmap; 2],
+    heat: HashMap<u32, u8>,
+}
+
+impl Queue {
+    pub(super) fn new() -> Self {
+        Self {
+            awaited: Default::default(),
+            discarding: RoaringBitmap::new(),
+            ready: RoaringBitmap::new(),
+            wheel: vec![RoaringBitmap::new(); SLOTS],
+            now: 0,
+            recent: Default::default(),
+            heat: HashMap::new(),
+        }
+    }
+
+    /// One tick has passed: delayed pages whose time has come are ready.
+    pub(super) fn tick(&mut self) {
+        self.now = (self.now + 1) % SLOTS;
+        let due = std::mem::take(&mut self.wheel[self.now]);
+        self.ready |= due;
+    }
+
+    /// About a second has passed: what was awaited all through the last rotation is ready, heat cools down.
+    pub(super) fn rotate(&mut self) {
+        let old = std::mem::take(&mut self.awaited[1]);
+        self.awaited[1] = std::mem::take(&mut self.awaited[0]);
+        self.ready |= old;
+        self.recent[1] = std::mem::take(&mut self.recent[0]);
+        if self.heat.len() > 4096 {
+            let delayed = self.wheel.iter().fold(RoaringBitmap::new(), |all, slot| all | slot);
+            self.heat.retain(|page, _| self.recent[1].contains(*page) || delayed.contains(*page));
+        }
+    }
+
+    /// eBPF says that these are about to be written.
+    pub(super) fn marked(&mut self, run: Range<u32>) {
+        self.awaited[0].insert_range(run);
+    }
+
+    /// A discard of these was seen entering.
+    pub(super) fn discarding(&mut self, run: Range<u32>) {
+        self.discarding.insert_range(run);
+    }
+
+    /// No discard is in flight: what was being discarded can be read.
+    pub(super) fn discards_done(&mut self) {
+        self.ready |= std::mem::take(&mut self.discarding);
+    }
+
+    pub(super) fn awaits_discards(&self) -> bool {
+        !self.discarding.is_empty()
+    }
+
+    /// Pages that must not be read yet, whoever asks.
+    pub(super) fn in_discard(&self) -> &RoaringBitmap {
+        &self.discarding
+    }
+
+    /// Pages whose write no scan has seen yet.
+    pub(super) fn awaited(&self) -> RoaringBitmap {
+        &self.awaited[0] | &self.awaited[1]
+    }
+
+    /// A scan has seen these written: read them now, or later if they are hot.
+    pub(super) fn written(&mut self, pages: &RoaringBitmap) {
+        self.awaited[0] -= pages;
+        self.awaited[1] -= pages;
+        for page in pages {
+            let heat = if self.recent[0].contains(page) || self.recent[1].contains(page) {
+                let heat = self.heat.entry(page).or_default();
+                *heat = (*heat + 1).min(HOTTEST);
+                *heat
+            } else {
+                self.heat.remove(&page);
+                0
+            };
+            if heat == 0 {
+                self.ready.insert(page);
+            } else {
+                let slot = (self.now + (1 << heat)) % SLOTS;
+                self.wheel[slot].insert(page);
+            }
+        }
+    }
+
+    /// Read these at the next opportunity.
+    pub(super) fn ready(&mut self, pages: &RoaringBitmap) {
+        self.ready |= pages;
+    }
+
+    /// The same for a run.
+    pub(super) fn ready_run(&mut self, run: Range<u32>) {
+        self.ready.insert_range(run);
+    }
+
+    /// These have been read and published.
+    pub(super) fn published(&mut self, run: Range<u32>) {
+        self.recent[0].insert_range(run);
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Takes up to `most` ready pages, lowest first; fewer if some may not be read yet.
+    pub(super) fn take(&mut self, most: u32) -> RoaringBitmap {
+        let batch = match self.ready.select(most) {
+            None => std::mem::take(&mut self.ready),
+            Some(first_left) => {
+                let mut batch = self.ready.clone();
+                batch.remove_range(first_left..);
+                self.ready.remove_range(..first_left);
+                batch
+            }
+        };
+        // A page that is being discarded, or about to be written, has its turn when that is over.
+        ((batch - &self.discarding) - &self.awaited[0]) - &self.awaited[1]
+    }
+
+    /// Pages published in the last one to two rotations. A fault may have been taken, and marked, before such a page was
+    /// armed for the last time, and be resolved only now: then the write lands without a mark of its own. So these are
+    /// scanned again for a while.
+    pub(super) fn recent(&self) -> RoaringBitmap {
+        &self.recent[0] | &self.recent[1]
+    }
+
+    /// Every page that is somewhere in here.
+    pub(super) fn all(&self) -> RoaringBitmap {
+        let queued = &(&self.awaited[0] | &self.awaited[1]) | &(&self.discarding | &self.ready);
+        self.wheel.iter().fold(queued, |all, slot| all | slot)
+    }
+
+    /// Pages that are hot right now.
+    pub(super) fn hot(&self) -> u64 {
+        self.wheel.iter().fold(RoaringBitmap::new(), |all, slot| all | slot).len()
+    }
+
+    /// Forgets everything: pages are numbered anew.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new();
+    }
+}
+
+/// The runs of consecutive pages in a set.
+pub(super) fn runs(pages: &RoaringBitmap) -> impl Iterator<Item = Range<u32>> + '_ {
+    let mut pages = pages.iter();
+    std::iter::from_fn(move || {
+        let run = pages.next_range()?;
+        Some(*run.start()..run.end().saturating_add(1))
+    })
+}
+
+/// Runs in which gaps of up to `gap` pages are bridged: fewer system calls for a few pages more.
+pub(super) fn bridged(pages: &RoaringBitmap, gap: u32) -> Vec<Range<u32>> {
+    let mut out: Vec<Range<u32>> = Vec::new();
+    for run in runs(pages) {
+        match out.last_mut() {
+            Some(last) if run.start - last.end <= gap => last.end = run.end,
+            _ => out.push(run),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set(pages: &[u32]) -> RoaringBitmap {
+        pages.iter().copied().collect()
+    }
+
+    #[test]
+    fn a_marked_page_is_not_read_before_its_write_was_seen() {
+        let mut queue = Queue::new();
+        queue.marked(7..8);
+        queue.tick();
+        assert!(!queue.has_ready());
+        queue.written(&set(&[7]));
+        assert_eq!(queue.take(10), set(&[7]));
+    }
+
+    #[test]
+    fn a_mark_without_a_write_is_looked_at_in_the_end() {
+        let mut queue = Queue::new();
+        queue.marked(7..8);
+        queue.rotate();
+        assert!(!queue.has_ready());
+        queue.rotate();
+        assert_eq!(queue.take(10), set(&[7]));
+    }
+
+    #[test]
+    fn a_page_is_not_read_while_it_is_being_discarded() {
+        let mut queue = Queue::new();
+        queue.discarding(3..5);
+        queue.ready_run(0..10);
+        assert_eq!(queue.take(10), set(&[0, 1, 2, 5, 6, 7, 8, 9]));
+        queue.discards_done();
+        assert_eq!(queue.take(10), set(&[3, 4]));
+    }
+
+    #[test]
+    fn hot_pages_are_read_ever_less_often_and_quiet_ones_at_once() {
+        let mut queue = Queue::new();
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            queue.written(&set(&[1]));
+            let mut ticks = 0;
+            while !queue.has_ready() {
+                queue.tick();
+                ticks += 1;
+            }
+            assert_eq!(queue.take(10), set(&[1]));
+            queue.published(1..2);
+            waits.push(ticks);
+        }
+        assert_eq!(waits, [0, 2, 4, 8, 16, 32, 64, 128, 256, 256, 256, 256]);
+        queue.rotate();
+        queue.rotate();
+        queue.written(&set(&[1]));
+        assert!(queue.has_ready(), "a page that was quiet for long is read at once");
+    }
+
+    proptest! {
+        #[test]
+        fn no_page_is_ever_forgotten(steps in prop::collection::vec((0..6u8, 0..40u32, 1..8u32), 1..120)) {
+            let mut queue = Queue::new();
+            let mut stale = RoaringBitmap::new();
+            for (step, page, len) in steps {
+                let run = page..page + len;
+                match step {
+                    0 => { queue.marked(run.clone()); stale.insert_range(run); }
+                    1 => { queue.discarding(run.clone()); stale.insert_range(run); }
+                    2 => { let pages: RoaringBitmap = run.collect(); queue.written(&pages); stale |= pages; }
+                    3 => queue.tick(),
+                    4 => queue.rotate(),
+                    _ => {
+                        let batch = queue.take(len);
+                        prop_assert!((&batch & queue.in_discard()).is_empty());
+                        for run in runs(&batch) { queue.published(run); }
+                        stale -= batch;
+                    }
+                }
+                let lost = &stale - queue.all();
+                prop_assert!(lost.is_empty(), "{lost:?}");
+            }
+        }
+
+        #[test]
+        fn runs_cover_the_set(pages in prop::collection::btree_set(0..300u32, 0..100), gap in 0..9u32) {
+            let pages: RoaringBitmap = pages.into_iter().collect();
+            prop_assert_eq!(&runs(&pages).flatten().collect::<RoaringBitmap>(), &pages);
+            let wide: RoaringBitmap = bridged(&pages, gap).into_iter().flatten().collect();
+            prop_assert!(wide.is_superset(&pages));
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The audit: everything the map claims, held against the page table and the RAM file. Read-only for the guest.
+//!
+//! For every page shown as `current` or `zero` there must be data in the RAM file and a *protected* entry in the page table;
+//! for every page shown as `absent` there must be neither data nor an unprotected entry. "Not reported as written"
+//! would not be enough: a page that was written and then swapped out, or unmapped by the VMM, has no entry at all.
+//! Holes are compared because punching a hole leaves the protection in place: the page table does not show it.
+//! Whatever fails is stale at once. Writes that eBPF should have marked and did not are counted.
+
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use memdex_wire::page::PageState;
+use roaring::RoaringBitmap;
+
+use super::{Lost, Tracker, settle::Trouble};
+use crate::{map::MapSnapshot, watch::queue::runs};
+
+/// Pages looked at between two looks at the marks.
+const WINDOW: u32 = 1 << 16;
+/// Time from one look at the lately published pages to the next.
+const RECHECK: Duration = Duration::from_millis(100);
+
+impl Tracker {
+    /// Audits all armed regions. Stale pages that are queued nowhere are queued.
+    pub(super) fn audit(&mut self) -> Result<(), Lost> {
+        let began = Instant::now();
+        let mut doubtful = RoaringBitmap::new();
+        let mut written = RoaringBitmap::new();
+        // Only this thread writes the map, so the snapshot stays true until we write ourselves.
+        let snapshot = self.vm.snapshot();
+        for region in 0..self.regions.len() {
+            if !self.regions[region].armed() {
+                continue;
+            }
+            let range = self.regions[region].range();
+            let mut page = range.start;
+            while page < range.end {
+                let window = page..range.end.min(page.saturating_add(WINDOW));
+                page = window.end;
+                match self.audit_window(region, &snapshot, window, &mut doubtful, &mut written) {
+                    Ok(()) => {}
+                    Err(Trouble::Lost(lost)) => return Err(lost),
+                    Err(Trouble::NotWatched) => {
+                        self.region_not_watched(region)?;
+                        break;
+                    }
+                    Err(Trouble::Region(error)) => {
+                        tracing::debug!(vm = %self.vm.id(), %error, "could not audit a region");
+                        self.stale_run(&range);
+                        break;
+                    }
+                }
+            }
+        }
+        // A mark that came in since the last tick is no miss.
+        self.take_marks();
+        if self.marks_see_writes() {
+            let missed = (&written - self.queue.awaited()) - self.queue.in_discard();
+            let missed: RoaringBitmap = missed.iter().filter(|page| !self.vm.is_stale(*page)).collect();
+            if !missed.is_empty() {
+                tracing::debug!(vm = %self.vm.id(), pages = missed.len(), first = missed.min(), "written without a mark");
+                self.vm.counters.missed_by_ebpf.add(missed.len());
+            }
+        }
+        self.stale(&doubtful);
+        self.queue.written(&written);
+        self.queue.ready(&(&doubtful - &written));
+        self.queue_forgotten();
+        self.vm.counters.audits.add(1);
+        self.audit_cost = began.elapsed();
+        Ok(())
+    }
+
+    fn audit_window(
+        &self,
+        region: usize,
+        snapshot: &MapSnapshot,
+        window: Range<u32>,
+        doubtful: &mut RoaringBitmap,
+        written: &mut RoaringBitmap,
+    ) -> Result<(), Trouble> {
+        let watched = &self.regions[region];
+        let Some(memory) = &watched.memory else { return Ok(()) };
+        let mut populated = Vec::new();
+        self.vm.counters.scan_calls.add(1);
+        self.vm.counters.pages_scanned.add(u64::from(window.end - window.start));
+        self.pagemap.populated(watched.addresses(&window), true, &mut populated)?;
+        let (mut armed, mut open) = (RoaringBitmap::new(), RoaringBitmap::new());
+        for run in &populated {
+            let set = if run.armed { &mut armed } else { &mut open };
+            set.insert_range(watched.pages_at(&run.range));
+        }
+        let mut found = Vec::new();
+        memory.data(&self.pagemap, watched.relative(&window), &mut found)?;
+        let mut data = RoaringBitmap::new();
+        for run in found {
+            data.insert_range(watched.first_page + run.start..watched.first_page + run.end);
+        }
+        let held = snapshot.in_state(window.clone(), &[PageState::Current, PageState::Zero]);
+        let absent = snapshot.in_state(window, &[PageState::Absent]);
+        *doubtful |= &held - &armed;
+        *doubtful |= &held - &data;
+        *doubtful |= &absent & (&open | &data);
+        *written |= (&held | &absent) & &open;
+        Ok(())
+    }
+
+    /// Stale pages have to be queued somewhere; should one have been forgotten, this finds it.
+    fn queue_forgotten(&mut self) {
+        let stale = self.vm.snapshot().in_state(0..u32::MAX, &[PageState::Stale]);
+        let mut forgotten = stale - self.queue.all();
+        for watched in self.regions.iter().filter(|watched| !watched.readable()) {
+            forgotten.remove_range(watched.range());
+        }
+        self.queue.ready(&forgotten);
+    }
+
+    /// How long to wait from one audit to the next: seldom enough to cost next to nothing.
+    pub(super) fn audit_interval(&self) -> Duration {
+        self.options.audit.max(self.audit_cost * 500)
+    }
+
+    /// Scans for written pages: what is awaited, now and then what was published lately; everything if eBPF does not say
+    /// what is written.
+    pub(super) fn scan(&mut self) -> Result<(), Lost> {
+        let mut steered = self.queue.awaited();
+        if self.last_recheck.elapsed() >= RECHECK {
+            steered |= self.queue.recent();
+            self.last_recheck = Instant::now();
+        }
+        let everything = !self.marks_see_writes() && self.last_full_scan.elapsed() >= self.scan_interval();
+        let full = everything || std::mem::take(&mut self.full_scan_wanted);
+        let began = Instant::now();
+        for region in 0..self.regions.len() {
+            if !self.regions[region].armed() {
+                continue;
+            }
+            let range = self.regions[region].range();
+            let pages = if full {
+                RoaringBitmap::from_iter(range.clone())
+            } else {
+                let mut pages = steered.clone();
+                pages.remove_range(..range.start);
+                pages.remove_range(range.end..);
+                pages
+            };
+            if pages.is_empty() {
+                continue;
+            }
+            let mut written = RoaringBitmap::new();
+            match self.scan_written(region, &pages, &mut written).map_err(Trouble::from) {
+                Ok(()) => {}
+                Err(Trouble::Lost(lost)) => return Err(lost),
+                Err(_) => {
+                    self.region_not_watched(region)?;
+                    continue;
+                }
+            }
+            // What was hot, or found before, is queued already; taking it again would undo its delay.
+            let fresh: RoaringBitmap = {
+                let awaited = self.queue.awaited();
+                written.iter().filter(|page| awaited.contains(*page) || !self.vm.is_stale(*page)).collect()
+            };
+            self.stale(&fresh);
+            self.queue.written(&fresh);
+        }
+        if full {
+            self.full_scan_cost = began.elapsed();
+            self.last_full_scan = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Without eBPF: often enough to be useful, seldom enough to cost a few per cent of a core at most.
+    pub(super) fn scan_interval(&self) -> Duration {
+        self.options.scan.max(self.full_scan_cost * 20)
+    }
+
+    /// Marks pages as stale in the map.
+    pub(super) fn stale(&mut self, pages: &RoaringBitmap) {
+        let runs: Vec<_> = runs(pages).collect();
+        if !runs.is_empty() {
+            let newly = self.vm.map_mut().mark_stale(&runs);
+            self.vm.counters.pages_gone_stale.add(newly);
+        }
+    }
+}

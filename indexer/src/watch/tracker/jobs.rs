@@ -1,0 +1,290 @@
+//! `sync` and `verify`: work that somebody waits for.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use memdex_wire::{
+    Fingerprint,
+    job::{Mismatch, SyncReport, VerifyReport},
+    page::PageState,
+};
+use roaring::RoaringBitmap;
+use tokio::sync::oneshot;
+
+use super::{Lost, Tracker, settle::digest};
+use crate::{host::JobError, map::MapSnapshot, watch::queue::runs};
+
+/// Pages settled for a sync before the marks are looked at again.
+const BATCH: u64 = 2048;
+/// Pages in a batch when the first attempt found them written meanwhile: the shorter the time from arming to checking, the
+/// better the chance.
+const TIGHT: u64 = 4;
+/// A page that was written again in each of so many attempts is hot: it counts as of the call.
+const ATTEMPTS: u32 = 5;
+/// So long a sync waits for a marked write to land, before it takes the mark for one without a write.
+const GRACE: Duration = Duration::from_millis(50);
+/// Pages read again at a time by a verify.
+const VERIFY_BATCH: u32 = 4096;
+/// Mismatches described in the answer.
+const EXAMPLES: usize = 16;
+
+/// What somebody waits for.
+#[derive(Debug)]
+pub(super) enum Job {
+    Sync(SyncJob),
+    Verify(VerifyJob),
+}
+
+type Reply<T> = oneshot::Sender<Result<T, JobError>>;
+
+/// Every page that was not current at the call is to be settled once.
+#[derive(Debug)]
+pub(super) struct SyncJob {
+    began: Instant,
+    deadline: Instant,
+    todo: RoaringBitmap,
+    again: RoaringBitmap,
+    attempt: u32,
+    reply: Reply<SyncReport>,
+}
+
+/// Every page that is current is read again.
+#[derive(Debug)]
+pub(super) struct VerifyJob {
+    began: Instant,
+    next: u32,
+    checked: u64,
+    skipped: u64,
+    mismatches: u64,
+    examples: Vec<Mismatch>,
+    reply: Reply<VerifyReport>,
+}
+
+impl Tracker {
+    /// Begins a sync: first an audit, so that the answer does not rest on marks.
+    pub(super) fn begin_sync(&mut self, deadline: Instant, reply: Reply<SyncReport>) -> Result<(), Lost> {
+        let began = Instant::now();
+        self.take_marks();
+        self.audit()?;
+        let mut todo = self.vm.snapshot().in_state(0..u32::MAX, &[PageState::Stale]);
+        for watched in &self.regions {
+            if watched.readable() && !watched.armed() {
+                todo.insert_range(watched.range());
+            } else if !watched.readable() {
+                todo.remove_range(watched.range());
+            }
+        }
+        self.jobs.push_back(Job::Sync(SyncJob {
+            began,
+            deadline,
+            todo,
+            again: RoaringBitmap::new(),
+            attempt: 1,
+            reply,
+        }));
+        Ok(())
+    }
+
+    /// Begins a verify.
+    pub(super) fn begin_verify(&mut self, reply: Reply<VerifyReport>) {
+        self.jobs.push_back(Job::Verify(VerifyJob {
+            began: Instant::now(),
+            next: 0,
+            checked: 0,
+            skipped: 0,
+            mismatches: 0,
+            examples: Vec::new(),
+            reply,
+        }));
+    }
+
+    /// The pages were numbered anew: jobs under way cannot be answered.
+    pub(super) fn abandon_jobs(&mut self) {
+        for job in std::mem::take(&mut self.jobs) {
+            let error = || JobError::Failed("the VM's memory layout changed meanwhile: try again".to_owned());
+            match job {
+                Job::Sync(job) => drop(job.reply.send(Err(error()))),
+                Job::Verify(job) => drop(job.reply.send(Err(error()))),
+            }
+        }
+    }
+
+    /// Does a piece of the first job. Returns whether more can be done at once.
+    pub(super) fn work_on_jobs(&mut self) -> Result<bool, Lost> {
+        let mut jobs: VecDeque<_> = std::mem::take(&mut self.jobs);
+        let Some(job) = jobs.pop_front() else { return Ok(false) };
+        // A layout change inside may abandon the jobs: then this one is answered below all the same.
+        let (left, busy) = match job {
+            Job::Sync(job) => self.work_on_sync(job)?,
+            Job::Verify(job) => self.work_on_verify(job)?,
+        };
+        // The others' turn comes first: a sync does not wait for a long verify.
+        jobs.extend(left);
+        self.jobs.extend(jobs);
+        Ok(busy)
+    }
+
+    fn work_on_sync(&mut self, mut job: SyncJob) -> Result<(Option<Job>, bool), Lost> {
+        if job.reply.is_closed() {
+            return Ok((None, true));
+        }
+        if job.todo.is_empty() && !job.again.is_empty() && job.attempt < ATTEMPTS {
+            job.attempt += 1;
+            job.todo = std::mem::take(&mut job.again);
+        }
+        if job.todo.is_empty() {
+            let (generation, pages) = {
+                let map = self.vm.map();
+                (map.generation().0, map.counts())
+            };
+            let elapsed_ms = job.began.elapsed().as_millis() as u64;
+            let vm = self.vm.id().to_owned();
+            let _ = job.reply.send(Ok(SyncReport { vm, generation, pages, elapsed_ms }));
+            return Ok((None, true));
+        }
+        if Instant::now() >= job.deadline {
+            let _ = job.reply.send(Err(JobError::Timeout));
+            return Ok((None, true));
+        }
+        let batch = self.sync_batch(&job);
+        if batch.is_empty() {
+            // All that is left is being discarded or written right now; a moment will tell.
+            return Ok((Some(Job::Sync(job)), false));
+        }
+        let region = self.region_of(batch.min().expect("not empty"));
+        let unsettled = self.settle(region, &batch)?;
+        job.todo -= &batch;
+        if self.regions[region].readable() {
+            job.again |= unsettled;
+        }
+        Ok((Some(Job::Sync(job)), true))
+    }
+
+    /// The next pages of a sync: of one region, and none that is being discarded or about to be written.
+    fn sync_batch(&self, job: &SyncJob) -> RoaringBitmap {
+        let most = if job.attempt == 1 { BATCH } else { TIGHT };
+        let mut open = &job.todo - self.queue.in_discard();
+        if job.began.elapsed() < GRACE {
+            open -= self.queue.awaited();
+        }
+        let Some(first) = open.min() else { return open };
+        let end = self.regions[self.region_of(first)].range().end;
+        open.iter().take_while(|page| *page < end).take(most as usize).collect()
+    }
+
+    fn work_on_verify(&mut self, mut job: VerifyJob) -> Result<(Option<Job>, bool), Lost> {
+        if job.reply.is_closed() {
+            return Ok((None, true));
+        }
+        let total = self.vm.map().pages();
+        if job.next >= total {
+            let _ = job.reply.send(Ok(VerifyReport {
+                vm: self.vm.id().to_owned(),
+                generation: self.vm.map().generation().0,
+                checked: job.checked,
+                skipped: job.skipped,
+                mismatches: job.mismatches,
+                examples: job.examples,
+                elapsed_ms: job.began.elapsed().as_millis() as u64,
+            }));
+            return Ok((None, true));
+        }
+        let region = self.region_of(job.next);
+        let end = self.regions[region].range().end.min(job.next + VERIFY_BATCH);
+        self.verify_window(region, job.next..end, &mut job)?;
+        job.next = end;
+        Ok((Some(Job::Verify(job)), true))
+    }
+
+    /// Reads a window again and compares. Pages written meanwhile are no mismatch: they are stale.
+    fn verify_window(
+        &mut self,
+        region: usize,
+        window: std::ops::Range<u32>,
+        job: &mut VerifyJob,
+    ) -> Result<(), Lost> {
+        self.take_marks();
+        let snapshot = self.vm.snapshot();
+        let states = [PageState::Current, PageState::Zero, PageState::Absent];
+        let pages = snapshot.in_state(window.clone(), &states);
+        job.skipped += u64::from(window.end - window.start) - pages.len();
+        let Some(differing) = self.differing(region, &snapshot, &pages)? else {
+            job.skipped += pages.len();
+            return Ok(());
+        };
+        if differing.is_empty() {
+            job.checked += pages.len();
+            return Ok(());
+        }
+        // Different bytes: written since, or a wrong fingerprint? The page table and the marks know.
+        let mut written = RoaringBitmap::new();
+        if self.regions[region].armed() {
+            if self.scan_written(region, &pages, &mut written).is_err() {
+                self.region_not_watched(region)?;
+                job.skipped += pages.len();
+                return Ok(());
+            }
+        } else {
+            written |= &differing;
+        }
+        self.take_marks();
+        let excused: RoaringBitmap =
+            differing.iter().filter(|page| written.contains(*page) || self.vm.is_stale(*page)).collect();
+        let wrong = &differing - &excused;
+        self.stale(&excused);
+        self.queue.written(&(&excused & &written));
+        job.checked += pages.len() - excused.len();
+        job.skipped += excused.len();
+        job.mismatches += wrong.len();
+        for page in &wrong {
+            let state =
+                snapshot.views(page..page + 1).next().map_or(PageState::Stale, |(_, view)| view.state);
+            if job.examples.len() < EXAMPLES {
+                job.examples.push(Mismatch { page: u64::from(page), state });
+            }
+            self.report_mismatch(region, page, state);
+        }
+        self.stale(&wrong);
+        self.queue.ready(&wrong);
+        Ok(())
+    }
+
+    /// Which of `pages` no longer read as the map says; `None` if the region cannot be read.
+    fn differing(
+        &self,
+        region: usize,
+        snapshot: &MapSnapshot,
+        pages: &RoaringBitmap,
+    ) -> Result<Option<RoaringBitmap>, Lost> {
+        let watched = &self.regions[region];
+        let Some(memory) = watched.memory.clone().filter(|_| watched.readable()) else { return Ok(None) };
+        let mut data = Vec::new();
+        let mut found = Vec::new();
+        for run in runs(pages) {
+            found.clear();
+            match memory.data(&self.pagemap, watched.relative(&run), &mut found) {
+                Ok(()) => data.append(&mut found),
+                Err(crate::memory::MemoryError::Gone) => return Err(Lost::ended()),
+                Err(_) => return Ok(None),
+            }
+        }
+        let digests = match digest(&self.shared.pool, &memory, &data) {
+            Ok(digests) => digests,
+            Err(crate::memory::MemoryError::Gone) => return Err(Lost::ended()),
+            Err(_) => return Ok(None),
+        };
+        let mut read =
+            data.iter().cloned().flatten().map(|page| page + watched.first_page).zip(digests).peekable();
+        let mut differing = RoaringBitmap::new();
+        for page in pages {
+            let now: Option<Fingerprint> = read.next_if(|(at, _)| *at == page).and_then(|(_, digest)| digest);
+            let (_, view) = snapshot.views(page..page + 1).next().expect("the page is in the snapshot");
+            if now != view.fingerprint {
+                differing.insert(page);
+            }
+        }
+        Ok(Some(differing))
+    }
+}

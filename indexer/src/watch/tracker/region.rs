@@ -1,0 +1,140 @@
+//! One region of guest RAM as the tracker holds it.
+
+use std::{ops::Range, sync::Arc};
+
+use memdex_wire::vm::{CoverageStatus, RegionCoverage};
+
+use crate::{
+    memory::{MemoryError, RegionMemory},
+    units::{Hva, PageRange, bytes},
+    vm::descriptor::{Backing, ProcessId, Region},
+    watch::userfault::UserFault,
+};
+
+/// How a region is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// Pages are write-protected before they are read.
+    Armed,
+    /// Pages are read again every now and then; why not better.
+    Rehash(String),
+    /// The memory cannot be read; its pages stay stale.
+    Unreadable(String),
+}
+
+/// A region, where its bytes are read from, and how it is watched.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub region: Region,
+    pub first_page: u32,
+    pub memory: Option<Arc<RegionMemory>>,
+    pub watch: Watch,
+}
+
+impl Watched {
+    /// Opens the region's memory and registers it with the userfaultfd, if there is one. Never fails: what does not
+    /// work is in `watch`.
+    pub(super) fn open(
+        process: ProcessId,
+        region: Region,
+        first_page: u32,
+        userfault: Result<&UserFault, &str>,
+    ) -> Self {
+        let memory = match RegionMemory::open(process, &region) {
+            Ok(memory) => Some(Arc::new(memory)),
+            Err(error) => {
+                let watch = Watch::Unreadable(error.to_string());
+                return Self { region, first_page, memory: None, watch };
+            }
+        };
+        let watch = match (untrackable(&region), userfault) {
+            (Some(reason), _) => Watch::Rehash(reason),
+            (None, Err(reason)) => Watch::Rehash(reason.to_owned()),
+            (None, Ok(userfault)) => match userfault.register(region.start..region.end()) {
+                Ok(()) => Watch::Armed,
+                Err(error) => Watch::Rehash(error.to_string()),
+            },
+        };
+        Self { region, first_page, memory, watch }
+    }
+
+    pub(super) fn pages(&self) -> u32 {
+        self.region.pages() as u32
+    }
+
+    /// The region's page numbers.
+    pub(super) fn range(&self) -> PageRange {
+        self.first_page..self.first_page + self.pages()
+    }
+
+    pub(super) fn armed(&self) -> bool {
+        self.watch == Watch::Armed
+    }
+
+    pub(super) fn readable(&self) -> bool {
+        self.memory.is_some() && !matches!(self.watch, Watch::Unreadable(_))
+    }
+
+    /// Where pages of this region stand in the VMM.
+    pub(super) fn addresses(&self, pages: &PageRange) -> Range<Hva> {
+        let at = |page: u32| self.region.start.add(bytes(u64::from(page - self.first_page)));
+        at(pages.start)..at(pages.end)
+    }
+
+    /// The pages of the VM that a range of addresses covers, clipped to the region.
+    pub(super) fn pages_at(&self, addresses: &Range<Hva>) -> PageRange {
+        let page = |address: Hva| {
+            let inside = address.0.clamp(self.region.start.0, self.region.end().0) - self.region.start.0;
+            self.first_page + (inside / bytes(1)) as u32
+        };
+        page(addresses.start)..page(addresses.end)
+    }
+
+    /// Pages counted from the region's start.
+    pub(super) fn relative(&self, pages: &PageRange) -> PageRange {
+        pages.start - self.first_page..pages.end - self.first_page
+    }
+
+    /// Stops relying on this region's memory: it went away while it was read.
+    pub(super) fn lost(&mut self, error: &MemoryError) {
+        self.watch = Watch::Unreadable(error.to_string());
+    }
+
+    pub(super) fn coverage(&self) -> RegionCoverage {
+        let (status, reason) = match &self.watch {
+            Watch::Armed => (CoverageStatus::Exact, None),
+            Watch::Rehash(reason) => (CoverageStatus::Advisory, Some(reason.clone())),
+            Watch::Unreadable(reason) => (CoverageStatus::Unreadable, Some(reason.clone())),
+        };
+        RegionCoverage {
+            region: self.region.name.clone(),
+            first_page: u64::from(self.first_page),
+            pages: u64::from(self.pages()),
+            status,
+            reason,
+        }
+    }
+}
+
+/// Why a region cannot be write-protected, known without trying.
+fn untrackable(region: &Region) -> Option<String> {
+    match &region.backing {
+        Backing::SharedFile { trackable: true, .. } | Backing::Anonymous => None,
+        Backing::SharedFile { path, .. } => Some(format!(
+            "the RAM file {} is not on tmpfs or hugetlbfs, so the kernel cannot watch it: put it under /dev/shm",
+            path.display()
+        )),
+        Backing::PrivateFile { path } => Some(format!(
+            "the RAM file {} is mapped private, so its pages move from file to memory unseen: use share=on",
+            path.display()
+        )),
+    }
+    .or_else(|| {
+        (region.mapping_page_size > memdex_wire::PAGE_SIZE as u64).then(|| {
+            format!(
+                "the region is mapped in pages of {} KiB, which are not yet armed: it is read again now and then",
+                region.mapping_page_size / 1024
+            )
+        })
+    })
+}

@@ -1,0 +1,335 @@
+//! arm → read → hash → check → publish, for one batch of pages of one region.
+
+use std::ops::Range;
+
+use memdex_wire::Fingerprint;
+use rayon::prelude::*;
+use roaring::RoaringBitmap;
+
+use super::{Lost, Tracker, region::Watch};
+use crate::{
+    fingerprint::{Hasher, Page, pool::HashPool},
+    map::Content,
+    memory::{MemoryError, RegionMemory},
+    units::PageRange,
+    watch::{
+        pagemap::ScanError,
+        queue::{bridged, runs},
+    },
+};
+
+/// Pages in one piece of work of a hashing thread.
+const PIECE: u32 = 1024;
+/// A run of at least this many pages is hashed in place; shorter ones are gathered, so that every SIMD lane is used.
+const IN_PLACE: u32 = 128;
+/// A scan for written pages bridges gaps of this many pages: a system call costs about as much as walking them.
+const SCAN_GAP: u32 = 64;
+
+impl Tracker {
+    /// Settles `pages`, which lie in one region. Returns those whose bytes cannot be vouched for (written or marked
+    /// meanwhile, or not readable): they stay as they are.
+    pub(super) fn settle(&mut self, region: usize, pages: &RoaringBitmap) -> Result<RoaringBitmap, Lost> {
+        match self.try_settle(region, pages) {
+            Ok(unsettled) => Ok(unsettled),
+            Err(Trouble::Lost(lost)) => Err(lost),
+            Err(Trouble::Region(error)) => {
+                self.region_lost(region, &error);
+                Ok(pages.clone())
+            }
+            Err(Trouble::NotWatched) => {
+                self.region_not_watched(region)?;
+                Ok(pages.clone())
+            }
+        }
+    }
+
+    fn try_settle(&mut self, region: usize, pages: &RoaringBitmap) -> Result<RoaringBitmap, Trouble> {
+        let watched = &self.regions[region];
+        let Some(memory) = watched.memory.clone().filter(|_| watched.readable()) else {
+            return Ok(pages.clone());
+        };
+        let armed = watched.armed();
+
+        // Which pages hold anything. A hole needs no arming: any access puts an unprotected page there, which a scan
+        // reports as written; and it must not be touched, or indexing would make the guest grow.
+        let mut data = Vec::new();
+        let mut found = Vec::new();
+        for run in runs(pages) {
+            found.clear();
+            memory.data(&self.pagemap, watched.relative(&run), &mut found)?;
+            data.extend(found.iter().map(|run| watched.first_page + run.start..watched.first_page + run.end));
+        }
+
+        // 1. Arm.
+        let mut refused = RoaringBitmap::new();
+        if armed {
+            for run in &data {
+                if let Err(error) = self.arm(region, run) {
+                    tracing::debug!(vm = %self.vm.id(), ?run, %error, "could not arm");
+                    if !self.userfault_works(region) {
+                        return Err(Trouble::NotWatched);
+                    }
+                    refused.insert_range(run.clone());
+                }
+            }
+        }
+
+        // 2. Read and hash.
+        let relative: Vec<_> = data.iter().map(|run| watched.relative(run)).collect();
+        let digests = digest(&self.shared.pool, &memory, &relative)?;
+        self.vm.counters.pages_read.add(digests.len() as u64);
+
+        // 3. Check.
+        let mut doubtful = refused;
+        let mut written = RoaringBitmap::new();
+        if armed {
+            self.scan_written(region, pages, &mut written)?;
+            written &= pages;
+            doubtful |= &written;
+        }
+        if let Some(marks) = &self.marks {
+            for run in runs(pages).filter(|run| marks.any(run.clone())) {
+                doubtful.extend(run.filter(|page| marks.any(*page..page + 1)));
+            }
+        }
+
+        // 4. Publish.
+        let published = pages - &doubtful;
+        self.publish(pages, &doubtful, &data, &digests);
+        for run in runs(&published) {
+            self.queue.published(run);
+        }
+        self.queue.written(&written);
+        if !self.unseen.is_empty() {
+            self.unseen -= pages;
+            self.note_progress();
+        }
+        Ok(doubtful)
+    }
+
+    fn publish(
+        &mut self,
+        pages: &RoaringBitmap,
+        doubtful: &RoaringBitmap,
+        data: &[PageRange],
+        digests: &[Option<Fingerprint>],
+    ) {
+        let mut data = data.iter().cloned().flatten().zip(digests).peekable();
+        let mut changes = std::mem::take(&mut self.changes);
+        changes.clear();
+        let mut contents = Vec::new();
+        let mut map = self.vm.map_mut();
+        for run in runs(pages) {
+            contents.clear();
+            contents.extend(run.clone().map(|page| {
+                let content = match data.next_if(|(at, _)| *at == page) {
+                    None => Content::Absent,
+                    Some((_, None)) => Content::Zero,
+                    Some((_, Some(fingerprint))) => Content::Fingerprint(*fingerprint),
+                };
+                (!doubtful.contains(page)).then_some(content)
+            }));
+            map.publish(run.start, &contents, &mut changes);
+        }
+        drop(map);
+        self.follow(&changes);
+        self.changes = changes;
+    }
+
+    fn arm(&self, region: usize, pages: &PageRange) -> Result<(), crate::watch::userfault::ArmError> {
+        let Ok(userfault) = &self.userfault else { return Ok(()) };
+        self.vm.counters.arm_calls.add(1);
+        self.vm.counters.pages_armed.add(u64::from(pages.end - pages.start));
+        userfault.arm(self.regions[region].addresses(pages))
+    }
+
+    /// Adds to `written` the pages around `pages` that the page table shows as written. Read-only.
+    pub(super) fn scan_written(
+        &self,
+        region: usize,
+        pages: &RoaringBitmap,
+        written: &mut RoaringBitmap,
+    ) -> Result<(), ScanError> {
+        let watched = &self.regions[region];
+        let mut found = Vec::new();
+        for run in bridged(pages, SCAN_GAP) {
+            found.clear();
+            self.vm.counters.scan_calls.add(1);
+            self.vm.counters.pages_scanned.add(u64::from(run.end - run.start));
+            self.pagemap.written(watched.addresses(&run), &mut found)?;
+            for addresses in &found {
+                written.insert_range(watched.pages_at(addresses));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the userfaultfd still covers a region: false after the VMM mapped something else there.
+    fn userfault_works(&self, region: usize) -> bool {
+        let watched = &self.regions[region];
+        let first = watched.first_page..watched.first_page + 1;
+        !matches!(
+            self.pagemap.written(watched.addresses(&first), &mut Vec::new()),
+            Err(ScanError::NotWatched)
+        )
+    }
+
+    /// The VMM mapped something else where a region was: nothing known of it holds.
+    pub(super) fn region_not_watched(&mut self, region: usize) -> Result<(), Lost> {
+        let watched = &self.regions[region];
+        let (name, range) = (watched.region.name.clone(), watched.range());
+        tracing::warn!(vm = %self.vm.id(), region = name, "the VMM mapped this region anew; reading all of it again");
+        self.vm.counters.regions_remapped.add(1);
+        self.stale_run(&range);
+        let watched = &self.regions[region];
+        let renewed = RegionMemory::open(self.process, &watched.region)
+            .map(std::sync::Arc::new)
+            .map_err(|error| error.to_string())
+            .and_then(|memory| {
+                let userfault = self.userfault.as_ref().map_err(Clone::clone)?;
+                let addresses = watched.region.start..watched.region.end();
+                userfault.register(addresses).map_err(|error| error.to_string())?;
+                Ok(memory)
+            });
+        let watched = &mut self.regions[region];
+        match renewed {
+            Ok(memory) => {
+                watched.memory = Some(memory);
+                self.queue.ready_run(range);
+            }
+            Err(reason) => watched.watch = Watch::Unreadable(reason),
+        }
+        self.update_status();
+        self.share_memory();
+        Ok(())
+    }
+
+    /// A region's memory went away while it was read. Discovery will say what is there now.
+    fn region_lost(&mut self, region: usize, error: &MemoryError) {
+        let watched = &mut self.regions[region];
+        tracing::warn!(vm = %self.vm.id(), region = watched.region.name, %error, "lost a region");
+        watched.lost(error);
+        let range = watched.range();
+        self.stale_run(&range);
+        self.update_status();
+        self.share_memory();
+    }
+}
+
+/// Why a batch could not be settled.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The VM is gone.
+    Lost(Lost),
+    /// This region's memory is gone or cannot be read.
+    Region(MemoryError),
+    /// Something else is mapped there now.
+    NotWatched,
+}
+
+impl From<MemoryError> for Trouble {
+    fn from(error: MemoryError) -> Self {
+        match error {
+            MemoryError::Gone => Self::Lost(Lost::ended()),
+            other => Self::Region(other),
+        }
+    }
+}
+
+impl From<ScanError> for Trouble {
+    fn from(error: ScanError) -> Self {
+        match error {
+            ScanError::NotWatched => Self::NotWatched,
+            other => Self::Lost(other.into()),
+        }
+    }
+}
+
+/// Digests of runs of a region's pages, in order; `None` for a page of zeros.
+pub(super) fn digest(
+    pool: &HashPool,
+    memory: &RegionMemory,
+    runs: &[PageRange],
+) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
+    let pieces = pieces(runs);
+    let parts: Result<Vec<_>, _> =
+        pool.install(|| pieces.par_iter().map(|piece| digest_piece(memory, piece)).collect());
+    let mut parts = parts?;
+    if parts.len() == 1 {
+        return Ok(parts.swap_remove(0));
+    }
+    Ok(parts.concat())
+}
+
+/// Splits runs into pieces of at most [`PIECE`] pages, keeping their order. A long run is a piece of its own.
+fn pieces(runs: &[PageRange]) -> Vec<Vec<PageRange>> {
+    let mut pieces: Vec<Vec<PageRange>> = Vec::new();
+    let mut room = 0;
+    for run in runs {
+        let mut rest = run.clone();
+        while !rest.is_empty() {
+            let long = rest.end - rest.start >= IN_PLACE;
+            if long || room == 0 {
+                pieces.push(Vec::new());
+                room = PIECE;
+            }
+            let len = (rest.end - rest.start).min(room);
+            let piece = pieces.last_mut().expect("one was pushed when there was no room");
+            piece.push(rest.start..rest.start + len);
+            rest.start += len;
+            room = if long { 0 } else { room - len };
+        }
+    }
+    pieces
+}
+
+fn digest_piece(memory: &RegionMemory, runs: &[PageRange]) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
+    thread_local! {
+        static WORKSPACE: std::cell::RefCell<(Hasher, Vec<u8>)> = std::cell::RefCell::new((Hasher::new(), Vec::new()));
+    }
+    WORKSPACE.with_borrow_mut(|(hasher, scratch)| {
+        let mut out = Vec::new();
+        if let [run] = runs
+            && run.end - run.start >= IN_PLACE
+        {
+            memory.with_pages(run.clone(), scratch, |pages| hasher.fingerprint(pages, &mut out))?;
+            return Ok(out);
+        }
+        let pages: usize = runs.iter().map(Range::len).sum();
+        scratch.resize(pages * size_of::<Page>(), 0);
+        let mut rest = scratch.as_mut_slice();
+        for run in runs {
+            let (part, after) = rest.split_at_mut(run.len() * size_of::<Page>());
+            memory.read(run.clone(), part)?;
+            rest = after;
+        }
+        hasher.fingerprint(scratch.as_chunks().0, &mut out);
+        Ok(out)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pieces_hold_all_pages_in_order(lens in prop::collection::vec((0u32..300, 1u32..5000), 0..30)) {
+            let mut at = 0;
+            let runs: Vec<_> = lens
+                .iter()
+                .map(|(gap, len)| {
+                    let start = at + gap + 1;
+                    at = start + len;
+                    start..at
+                })
+                .collect();
+            let pieces = pieces(&runs);
+            let flat: Vec<u32> = pieces.iter().flatten().cloned().flatten().collect();
+            prop_assert_eq!(flat, runs.iter().cloned().flatten().collect::<Vec<_>>());
+            prop_assert!(pieces.iter().all(|piece| piece.iter().map(Range::len).sum::<usize>() <= PIECE as usize));
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! A userfaultfd in a VMM's address space: registering RAM and arming it against silent writes.
+//!
+//! Owns the descriptor and the `UFFDIO_*` ioctls (ioctl_userfaultfd(2)). In WP_ASYNC mode the kernel resolves a write
+//! fault on an armed page by itself and only notes that it happened, so nobody ever waits for the daemon, and a daemon
+//! that dies leaves nothing but pages whose first write costs a fault. Reading the notes is [`super::pagemap`]'s.
+//!
+//! # Minimum kernel version
+//! 6.7
+#![expect(unsafe_code, reason = "ioctls that no safe crate offers")]
+
+use std::{
+    fs, io,
+    ops::Range,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::Duration,
+};
+
+use linux_raw_sys::general::{
+    UFFD_API, UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_SIGBUS,
+    UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFD_USER_MODE_ONLY,
+    UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
+};
+use rustix::{
+    io::Errno,
+    ioctl::{Opcode, Setter, Updater, ioctl, opcode},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+};
+
+use super::{
+    inject::{self, Call, InjectError},
+    process::{Process, is_gone},
+};
+use crate::{units::Hva, vm::descriptor::ProcessId};
+
+/// A userfaultfd of a VMM, in WP_ASYNC mode.
+#[derive(Debug)]
+pub struct UserFault {
+    fd: OwnedFd,
+    report: AttachReport,
+}
+
+/// How a userfaultfd was come by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttachReport {
+    /// Where it is from.
+    pub origin: Origin,
+    /// How long a thread of the VMM was stopped for it, at most.
+    pub stopped: Duration,
+}
+
+/// Where a userfaultfd is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The VMM made it and handed it over.
+    HandedOver,
+    /// It was in the VMM already, from an earlier run of the daemon.
+    Reused,
+    /// An injected system call made it.
+    Injected,
+}
+
+/// Why no userfaultfd could be had. The VMM is unharmed.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The process has ended.
+    #[error("the VMM process has ended; nothing to do")]
+    Gone,
+    /// Another daemon watches this VM.
+    #[error(
+        "another memdex daemon watches this VM, and two would hide writes from each other; \
+         exclude it there (--exclude) or here"
+    )]
+    Claimed,
+    /// The kernel lacks what is needed.
+    #[error(
+        "this kernel can't track writes asynchronously (userfaultfd WP_ASYNC: {0}); Linux 6.7 or newer is needed"
+    )]
+    Unsupported(io::Error),
+    /// No system call could be injected.
+    #[error(transparent)]
+    Inject(#[from] InjectError),
+    /// The injected call was made and failed.
+    #[error(
+        "the VMM may not create a userfaultfd ({0}); check its file limit and security policy (SELinux, AppArmor)"
+    )]
+    Refused(Errno),
+    /// Anything else.
+    #[error("could not {step} the VMM: {error}; the daemon needs CAP_SYS_PTRACE, run it as root")]
+    Io {
+        /// What failed, as a verb.
+        step: &'static str,
+        /// The system's answer.
+        error: io::Error,
+    },
+}
+
+/// Why a range could not be registered or armed.
+#[derive(Debug, thiserror::Error)]
+pub enum ArmError {
+    /// The process has ended.
+    #[error("the VMM process has ended; nothing to do")]
+    Gone,
+    /// The range (or a part of it) is not mapped, not registered, or not memory that can be watched.
+    #[error(
+        "the range {0}-{1} can't be watched: not mapped there, or memory of another kind than shmem, hugetlbfs or anonymous"
+    )]
+    NotWatchable(Hva, Hva),
+    /// Another userfaultfd (postcopy, background snapshot, another tool) has the range.
+    #[error(
+        "another userfaultfd of the VMM has the range {0}-{1} (snapshot or postcopy under way?); it will be tried again"
+    )]
+    Taken(Hva, Hva),
+    /// The address space kept changing.
+    #[error("the VMM's address space kept changing while it was armed; it will be tried again")]
+    Busy,
+    /// Anything else.
+    #[error("arming the VMM's memory failed: {0}")]
+    Io(io::Error),
+}
+
+/// Asynchronous write protection of anonymous, shmem and hugetlbfs memory. WP_UNPOPULATED too: without it the kernel does
+/// not count anonymous memory as watched (`userfaultfd_wp_use_markers`).
+const FEATURES: u64 = (UFFD_FEATURE_WP_ASYNC
+    | UFFD_FEATURE_WP_UNPOPULATED
+    | UFFD_FEATURE_WP_HUGETLBFS_SHMEM
+    | UFFD_FEATURE_PAGEFAULT_FLAG_WP) as u64;
+
+/// Always UFFD_USER_MODE_ONLY: what an unprivileged VMM may have (`vm.unprivileged_userfaultfd=0` is the default), and with
+/// WP_ASYNC the kernel's own writes are tracked nevertheless.
+const FLAGS: u64 = libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64 | UFFD_USER_MODE_ONLY as u64;
+
+/// Gets a userfaultfd of the process: one that an earlier daemon left there, else by injecting one system call.
+///
+/// # Errors
+/// See [`AttachError`].
+pub fn attach(process: ProcessId) -> Result<UserFault, AttachError> {
+    let process = Process::open(process).map_err(wrap("attach to"))?;
+    if let Some(fd) = left_behind(&process)? {
+        return Ok(UserFault {
+            fd,
+            report: AttachReport { origin: Origin::Reused, stopped: Duration::ZERO },
+        });
+    }
+    // On the daemon itself first: a kernel that can't do it is no reason to stop a VMM.
+    probe()?;
+    let call = Call { number: libc::SYS_userfaultfd, arguments: [FLAGS, 0, 0] };
+    let returned = inject::call(&process, call)?;
+    let number = returned.value.map_err(AttachError::Refused)?;
+    let fetched = i32::try_from(number)
+        .map_err(io::Error::other)
+        .and_then(|number| fetch(&process, number))
+        .map_err(wrap("take the userfaultfd of"))
+        .and_then(|fd| initialize(&fd).map(|()| fd).map_err(|error| AttachError::Unsupported(error.into())));
+    match fetched {
+        Ok(fd) => {
+            Ok(UserFault { fd, report: AttachReport { origin: Origin::Injected, stopped: returned.stopped } })
+        }
+        Err(error) => {
+            // Don't leave descriptors behind that nobody can use: the next attempt would add another one.
+            let close = Call { number: libc::SYS_close, arguments: [number, 0, 0] };
+            if let Err(error) = inject::call(&process, close) {
+                tracing::warn!(pid = process.id().pid, %error, "an unused userfaultfd stays in the VMM");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Tries a userfaultfd with the needed features in the daemon's own process.
+///
+/// # Errors
+/// [`AttachError::Unsupported`] if the kernel can't.
+pub fn probe() -> Result<(), AttachError> {
+    own().and_then(|fd| initialize(&fd).map_err(Into::into)).map_err(AttachError::Unsupported)
+}
+
+fn own() -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: a system call without pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) };
+    match i32::try_from(fd) {
+        // SAFETY: a new descriptor that nobody else knows.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A userfaultfd of the daemon's own address space, for [`register_missing`].
+pub(crate) fn own_for_missing() -> io::Result<OwnedFd> {
+    let fd = own()?;
+    initialize_with(&fd, (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_SIGBUS).into())?;
+    Ok(fd)
+}
+
+/// Makes reading a page of a shmem mapping of the daemon that is not in the file raise SIGBUS instead of allocating it.
+pub(crate) fn register_missing(fd: &OwnedFd, addresses: Range<usize>) -> io::Result<()> {
+    let range = Hva(addresses.start as u64)..Hva(addresses.end as u64);
+    let mut argument =
+        Register { range: Span::from(&range), mode: UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
+    // SAFETY: as in `UserFault::register`. What faults do there is the business of the owner of the mapping.
+    unsafe { ioctl(fd, Updater::<{ operation::REGISTER }, _>::new(&mut argument)) }.map_err(Into::into)
+}
+
+fn initialize(fd: &OwnedFd) -> Result<(), Errno> {
+    initialize_with(fd, FEATURES)
+}
+
+fn initialize_with(fd: &OwnedFd, features: u64) -> Result<(), Errno> {
+    let mut argument = Api { api: UFFD_API.into(), features, ioctls: 0 };
+    // SAFETY: the opcode goes with the structure (include/uapi/linux/userfaultfd.h).
+    unsafe { ioctl(fd, Updater::<{ operation::API }, _>::new(&mut argument)) }
+}
+
+/// A userfaultfd in the process that is in the mode we use. Nothing but memdex uses WP_ASYNC in a VMM: QEMU's postcopy and
+/// background snapshots wait for faults, which is the point of them.
+fn left_behind(process: &Process) -> Result<Option<OwnedFd>, AttachError> {
+    let entries =
+        process.with_path("fd", fs::read_dir).map_err(wrap("list the open files of"))?.filter_map(Result::ok);
+    for entry in entries {
+        let is_userfault =
+            fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == "anon_inode:[userfaultfd]");
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        if is_userfault
+            && let Ok(info) = process.with_path(&format!("fdinfo/{number}"), fs::read_to_string)
+            && features(&info).is_some_and(|features| features & FEATURES == FEATURES)
+            && let Ok(fd) = fetch(process, number)
+        {
+            return Ok(Some(fd));
+        }
+    }
+    Ok(None)
+}
+
+/// The features in an fdinfo file: a line `API:`, the version, the features and the ioctls, in hex with colons between.
+fn features(fdinfo: &str) -> Option<u64> {
+    let api = fdinfo.lines().find_map(|line| line.strip_prefix("API:"))?;
+    u64::from_str_radix(api.trim().split(':').nth(1)?, 16).ok()
+}
+
+/// A copy of a userfaultfd of the process.
+fn fetch(process: &Process, number: i32) -> io::Result<OwnedFd> {
+    let fd = if process.thread() == process.id().pid {
+        pidfd_getfd(process.pidfd(), number, PidfdGetfdFlags::empty())?
+    } else {
+        // A main thread that has ended holds no files any more; ask a living one (PIDFD_THREAD, Linux 6.9).
+        let thread = i32::try_from(process.thread()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+        let thread = pidfd_open(thread, PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned()))?;
+        pidfd_getfd(thread, number, PidfdGetfdFlags::empty())?
+    };
+    // Numbers are reused quickly in a live process.
+    let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    if target.as_os_str() == "anon_inode:[userfaultfd]" { Ok(fd) } else { Err(Errno::BADF.into()) }
+}
+
+fn wrap(step: &'static str) -> impl FnOnce(io::Error) -> AttachError {
+    move |error| if is_gone(&error) { AttachError::Gone } else { AttachError::Io { step, error } }
+}
+
+impl UserFault {
+    /// Takes over a userfaultfd that a VMM handed to us. If the VMM has not done the UFFDIO_API handshake, it is done here.
+    ///
+    /// # Errors
+    /// [`AttachError::Unsupported`] if it isn't a userfaultfd, or one without asynchronous write protection.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, AttachError> {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+            .map_err(AttachError::Unsupported)?;
+        match features(&info) {
+            Some(features) if features & FEATURES == FEATURES => {}
+            Some(_) => initialize(&fd).map_err(|error| AttachError::Unsupported(error.into()))?,
+            None => return Err(AttachError::Unsupported(io::Error::other("not a userfaultfd"))),
+        }
+        Ok(Self { fd, report: AttachReport { origin: Origin::HandedOver, stopped: Duration::ZERO } })
+    }
+
+    /// How it was come by.
+    #[must_use]
+    pub fn report(&self) -> AttachReport {
+        self.report
+    }
+
+    /// Makes a range watchable: nothing is armed yet, but [`super::pagemap::Pagemap`] can check from now on that the mapping is still the one
+    /// that was registered. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// [`ArmError::NotWatchable`] if it isn't mapped or not shmem, hugetlbfs or anonymous memory, [`ArmError::Taken`] if another
+    /// userfaultfd has it.
+    pub fn register(&self, range: Range<Hva>) -> Result<(), ArmError> {
+        let mut argument =
+            Register { range: Span::from(&range), mode: UFFDIO_REGISTER_MODE_WP.into(), ioctls: 0 };
+        // SAFETY: the opcode goes with the structure; it changes page tables of the VMM, no memory of this process.
+        unsafe { ioctl(self.fd.as_fd(), Updater::<{ operation::REGISTER }, _>::new(&mut argument)) }
+            .map_err(|error| explain(error, &range))
+    }
+
+    /// Stops watching a range and disarms it.
+    ///
+    /// # Errors
+    /// As [`UserFault::register`].
+    pub fn unregister(&self, range: Range<Hva>) -> Result<(), ArmError> {
+        let argument = Span::from(&range);
+        // SAFETY: as in `register`.
+        unsafe { ioctl(self.fd.as_fd(), Setter::<{ operation::UNREGISTER }, _>::new(argument)) }
+            .map_err(|error| explain(error, &range))
+    }
+
+    /// Arms a range: from the return of this call on, a write to any page of it will be seen. Pages that are not populated get a marker
+    /// in the page table (2 MiB per GiB), so it is meant for populated runs.
+    ///
+    /// The notes about earlier writes are gone afterwards: **arm first, then read the bytes**, never the other way round.
+    ///
+    /// # Errors
+    /// [`ArmError::NotWatchable`] if a part of the range is not registered. A part of the range may be armed then.
+    pub fn arm(&self, range: Range<Hva>) -> Result<(), ArmError> {
+        // EAGAIN: somebody changes the layout of the address space at this moment.
+        for attempt in 0..100_u32 {
+            let mut argument = WriteProtect { range: Span::from(&range), mode: WRITEPROTECT_MODE_WP };
+            // SAFETY: as in `register`.
+            match unsafe {
+                ioctl(self.fd.as_fd(), Updater::<{ operation::WRITEPROTECT }, _>::new(&mut argument))
+            } {
+                Err(Errno::AGAIN) if attempt < 10 => std::thread::yield_now(),
+                Err(Errno::AGAIN) => std::thread::sleep(Duration::from_micros(200)),
+                other => return other.map_err(|error| explain(error, &range)),
+            }
+        }
+        Err(ArmError::Busy)
+    }
+}
+
+fn explain(error: Errno, range: &Range<Hva>) -> ArmError {
+    match error {
+        Errno::SRCH => ArmError::Gone,
+        // ENOMEM from UFFDIO_REGISTER also means that the process has ended (mmget_not_zero failed), or nothing is mapped.
+        Errno::NOENT | Errno::INVAL | Errno::NOMEM | Errno::PERM => {
+            ArmError::NotWatchable(range.start, range.end)
+        }
+        Errno::BUSY => ArmError::Taken(range.start, range.end),
+        _ => ArmError::Io(error.into()),
+    }
+}
+
+/// `UFFDIO_WRITEPROTECT_MODE_WP`
+const WRITEPROTECT_MODE_WP: u64 = 1;
+
+/// Type 0xAA and the numbers of include/uapi/linux/userfaultfd.h. UNREGISTER is declared there as a *read* although the kernel
+/// only reads the argument.
+mod operation {
+    use super::{Api, Opcode, Register, Span, WriteProtect, opcode};
+
+    pub(super) const API: Opcode = opcode::read_write::<Api>(0xaa, 0x3f);
+    pub(super) const REGISTER: Opcode = opcode::read_write::<Register>(0xaa, 0x00);
+    pub(super) const UNREGISTER: Opcode = opcode::read::<Span>(0xaa, 0x01);
+    pub(super) const WRITEPROTECT: Opcode = opcode::read_write::<WriteProtect>(0xaa, 0x06);
+}
+
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct Span {
+    start: u64,
+    len: u64,
+}
+
+#[repr(C)]
+struct Register {
+    range: Span,
+    mode: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct WriteProtect {
+    range: Span,
+    mode: u64,
+}
+
+impl From<&Range<Hva>> for Span {
+    fn from(range: &Range<Hva>) -> Self {
+        Self { start: range.start.0, len: range.end.0.saturating_sub(range.start.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fdinfo_shows_the_features() {
+        assert_eq!(features("pos:\t0\npending:\t0\ntotal:\t0\nAPI:\taa:8000b001:1c7\n"), Some(0x8000_b001));
+        assert_eq!(features("pos:\t0\n"), None);
+        assert_eq!(features("API:\taa\n"), None);
+    }
+}

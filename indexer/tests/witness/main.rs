@@ -1,0 +1,6 @@
+//! Attaching to real processes and finding their writes, on the real kernel. Needs root and Linux 6.7.
+#![expect(clippy::unwrap_used, reason = "a test that fails should say where")]
+
+mod attach;
+mod tracking;
+mod victim;

@@ -1,0 +1,80 @@
+//! `memdex diff`: what another host lacks of a VM, before anything moves.
+
+use std::time::Duration;
+
+use memdex_wire::{
+    diff::{Diff, DiffCounts},
+    vm::Tracking,
+};
+use migrate_client::{HostUrl, printable};
+
+use super::{Context, Failure};
+use crate::{
+    output::{Format, bytes, count, duration, lines, percent, table},
+    progress::say,
+};
+
+/// Asks what the host at URL lacks of the VM. Nothing moves, and nobody scans memory for it: both hosts know their
+/// pages already.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  memdex diff vm1 --to tls://host-2.example:7373
+  memdex diff vm1 --to tcp://127.0.0.1:7374 -o json | jq .bytes.missing")]
+pub(super) struct Arguments {
+    /// Id, name or pid of the VM.
+    vm: String,
+    /// The other host, as seen from the one that is asked: tls://host:port, tcp://host:port or unix:/path.
+    #[arg(long, value_name = "URL")]
+    to: HostUrl,
+}
+
+pub(super) async fn run(mut context: Context, arguments: Arguments) -> Result<(), Failure> {
+    let mut progress = context.progress("diff", &arguments.vm);
+    let to = arguments.to.to_string();
+    let diff = progress.during(context.client.diff(&arguments.vm, &to)).await?;
+    progress.finish();
+    match context.output.format() {
+        Format::Json | Format::Jsonl => context.output.document(&diff)?,
+        Format::Table => {
+            context.output.text(&picture(&arguments.vm, &diff))?;
+            if diff.tracking == Tracking::Advisory {
+                say(
+                    "tracking is advisory: some of these pages may have changed unseen since they were read (see `memdex vms`)",
+                );
+            }
+        }
+    }
+    Ok(context.output.flush()?)
+}
+
+fn picture(vm: &str, diff: &Diff) -> String {
+    let DiffCounts { total, zero, matched, missing, stale } = diff.pages;
+    let mut table = table(&["", ">PAGES", ">SIZE", ">SHARE", ""]);
+    for (what, pages, size, meaning) in [
+        ("new", missing, diff.bytes.missing, "the other host lacks them"),
+        ("already there", matched, diff.bytes.matched, "the other host holds the same content"),
+        ("zero", zero, diff.bytes.zero, "nothing to send"),
+        ("stale", stale, diff.bytes.stale, "content not known right now"),
+        ("total", total, diff.bytes.total, ""),
+    ] {
+        table.add_row([
+            what.to_owned(),
+            count(pages),
+            bytes(size),
+            percent(pages, total),
+            meaning.to_owned(),
+        ]);
+    }
+    let saved = percent(zero.saturating_add(matched), total);
+    format!(
+        "{} to {}: {} new, {} already there, {} zero: {saved} saved\n\n{}\ngeneration {}, asked and answered in {}\n",
+        printable(vm),
+        printable(&diff.to),
+        count(missing),
+        count(matched),
+        count(zero),
+        lines(&table),
+        diff.generation,
+        duration(Duration::from_micros(diff.elapsed_us)),
+    )
+}

@@ -1,0 +1,211 @@
+//! Arguments, and what every command has in common: connecting, leaving, exit codes.
+//!
+//! One file per command does the rest. Nothing here knows what a command prints.
+
+mod diff;
+mod pages;
+mod sync;
+mod top;
+mod verify;
+mod vms;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use migrate_client::{Client, ClientError, ClientOptions, HostUrl, Timeouts, Token};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    output::{Format, Output},
+    progress::{self, Progress},
+};
+
+/// Knows what every guest page on a host holds, so that moving a VM sends only what the other side lacks.
+#[derive(Debug, Parser)]
+#[command(name = "memdex", version, after_help = EXAMPLES, after_long_help = LONG_EXAMPLES, subcommand_required = true)]
+struct Arguments {
+    /// The host to ask: unix:/path, tcp://host:port (this machine only) or tls://host:port.
+    #[arg(long, global = true, value_name = "URL", env = "MEMDEX_HOST", default_value_t = HostUrl::default())]
+    host: HostUrl,
+    /// How to print data on stdout: a table for people, json as one document, jsonl as one object a line.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// How to show progress on stderr; auto draws a bar if stderr is a terminal.
+    #[arg(long, global = true, value_enum, default_value_t = progress::Mode::Auto, value_name = "HOW")]
+    progress: progress::Mode,
+    /// PEM file of the authorities to trust for tls://, instead of the system's.
+    #[arg(long, global = true, value_name = "FILE", env = "MEMDEX_CA")]
+    ca: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  memdex vms                                    which VMs are indexed here, and how well
+  memdex diff vm1 --to tls://host-2:7373        what host-2 lacks of vm1
+  memdex --help                                 more examples, exit codes, environment";
+
+const LONG_EXAMPLES: &str = "\
+A VM is named by id, name or pid. The daemon of this machine is asked unless --host or $MEMDEX_HOST says otherwise.
+
+Examples:
+  memdex vms
+      Which VMs are indexed here, and how much of each is known, zero, absent or stale.
+  memdex top
+      The same as a live view; q leaves it.
+  memdex sync vm1 --timeout 1m && memdex diff vm1 --to tls://host-2.example:7373
+      Wait until every page of vm1 has been read, then see what host-2 lacks of it.
+  memdex --host tls://host-2.example:7373 --ca ca.pem vms -o json
+      Ask another host, as one JSON document. The token comes from the file in $MEMDEX_TOKEN_FILE.
+  memdex pages vm1 -o jsonl | jq -r 'select(.state == \"current\") | .fingerprint' | sort -u | wc -l
+      How many different pages vm1 has.
+  memdex verify vm1 || echo 'the map is wrong'
+      Have the daemon read everything again and compare.
+
+Exit codes:
+  0 done · 1 failed · 2 usage · 3 not found · 4 host unreachable · 5 conflict · 130 interrupted
+
+Environment:
+  MEMDEX_HOST        host to ask
+  MEMDEX_TOKEN_FILE  file of the bearer token for tcp:// and tls://, by default /etc/memdex/token
+  MEMDEX_CA          file of authorities to trust for tls://
+  MEMDEX_LOG         what to log on stderr, for example debug";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The VMs of the host.
+    Vms,
+    /// The page map: what each page of a VM holds.
+    Pages(pages::Arguments),
+    /// Return when every page is current, and print the generation.
+    Sync(sync::Arguments),
+    /// What another host lacks of a VM.
+    Diff(diff::Arguments),
+    /// Re-read and re-hash every current page; exit 1 if one differs.
+    Verify(verify::Arguments),
+    /// Live view of all VMs.
+    Top(top::Arguments),
+}
+
+/// What a command is given.
+struct Context {
+    client: Client,
+    output: Output,
+    progress: progress::Mode,
+}
+
+impl Context {
+    fn progress(&self, command: &'static str, vm: &str) -> Progress {
+        Progress::new(self.progress, command, vm)
+    }
+}
+
+/// Why a command does not exit with 0.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("the output cannot be written: {0}")]
+    Output(#[from] io::Error),
+    /// The work was done, and its result is bad news.
+    #[error("{0}")]
+    Failed(String),
+    #[error("{0}")]
+    Usage(String),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Client(error) if error.is_usage() => 2,
+            Self::Client(error) if error.is_not_found() => 3,
+            Self::Client(error) if error.is_unreachable() => 4,
+            Self::Client(error) if error.is_conflict() => 5,
+            Self::Client(_) | Self::Output(_) | Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Interrupted => 130,
+        }
+    }
+
+    /// Whoever read our output has seen enough: `memdex pages vm1 | head`.
+    fn is_quiet(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Runs the command line; the exit code is the contract's.
+pub(crate) fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("MEMDEX_LOG") {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    }
+    let result = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => {
+            let result = runtime.block_on(until_interrupted(arguments));
+            // A write to a pipe that nobody empties may still hang in there.
+            runtime.shutdown_background();
+            result
+        }
+        Err(error) => Err(Failure::Failed(format!("no threads can be started: {error}"))),
+    };
+    top::restore_terminal();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) if failure.is_quiet() => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "memdex: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// The command runs beside us, so that a signal ends it wherever it is.
+async fn until_interrupted(arguments: Arguments) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let command = tokio::spawn(run(arguments));
+    tokio::select! {
+        result = command => result.unwrap_or_else(|error| Err(Failure::Failed(format!("memdex is broken: {error}")))),
+        result = tokio::signal::ctrl_c() => result.map_err(Failure::Output).and(Err(Failure::Interrupted)),
+        _ = terminate.recv() => Err(Failure::Interrupted),
+        _ = hang_up.recv() => Err(Failure::Interrupted),
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), Failure> {
+    // A Unix socket is guarded by its mode: there the token is not even read.
+    let token = if arguments.host.socket_path().is_some() { None } else { Token::from_environment()? };
+    let options = ClientOptions { token, ca: arguments.ca, timeouts: Timeouts::default() };
+    let context = Context {
+        client: Client::new(arguments.host, options)?,
+        output: Output::new(arguments.output),
+        progress: arguments.progress,
+    };
+    match arguments.command {
+        Command::Vms => vms::run(context).await,
+        Command::Pages(arguments) => pages::run(context, arguments).await,
+        Command::Sync(arguments) => sync::run(context, arguments).await,
+        Command::Diff(arguments) => diff::run(context, arguments).await,
+        Command::Verify(arguments) => verify::run(context, arguments).await,
+        Command::Top(arguments) => top::run(context, arguments).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

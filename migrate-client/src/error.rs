@@ -1,0 +1,293 @@
+//! The one error of this crate: opaque, with predicates for what a program does next.
+//!
+//! Owns the sentences. Never holds a token, and never prints a control character that came from a peer.
+
+use std::{error::Error, fmt, io, time::Duration};
+
+use memdex_wire::problem::{Code, Problem};
+
+use crate::{HostUrl, limits, printable};
+
+/// Why a call to a host failed. `Display` is one sentence: what failed, why, and what to do about it.
+#[derive(Debug)]
+pub struct ClientError(Box<Kind>);
+
+/// What can go wrong. `host` is always the host that was asked.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// A token that cannot be used. `place` says where it came from.
+    Token { place: String, why: String },
+    /// Options that cannot work, found before anything is sent.
+    Options { why: String },
+    /// No connection.
+    Unreachable { host: HostUrl, why: String, advice: &'static str },
+    /// A connection, but no answer to a quick question.
+    Silent { host: HostUrl, after: Duration },
+    /// Long work that was not done in time, or an answer that trickles.
+    Slow { host: HostUrl, what: &'static str, after: Duration },
+    /// The connection ended before the answer did.
+    Broken { host: HostUrl, why: String },
+    /// The host says no.
+    Problem { host: HostUrl, problem: Problem, token_sent: bool },
+    /// An error without a usable body.
+    Status { host: HostUrl, status: u16, token_sent: bool },
+    /// The host sends us elsewhere; never followed.
+    Redirect { host: HostUrl, to: String },
+    /// The answer is not what the protocol says.
+    Protocol { host: HostUrl, why: String },
+    /// The answer is larger than it may be.
+    TooLarge { host: HostUrl, limit: u64 },
+    /// The VM's regions changed between two answers that belong together.
+    LayoutChanged { host: HostUrl },
+    /// A key that names no VM whatever the host has.
+    NoSuchKey { why: String },
+}
+
+impl ClientError {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self(Box::new(kind))
+    }
+
+    pub(crate) fn protocol(host: &HostUrl, why: impl fmt::Display) -> Self {
+        Self::new(Kind::Protocol { host: host.clone(), why: why.to_string() })
+    }
+
+    /// Turns what the HTTP library says into one of ours.
+    pub(crate) fn http(host: &HostUrl, error: &reqwest::Error) -> Self {
+        let host = host.clone();
+        let why = printable(&innermost(error));
+        if error.is_connect() {
+            let advice = connect_advice(&host, error);
+            return Self::new(Kind::Unreachable { host, why, advice });
+        }
+        if error.is_builder() {
+            return Self::new(Kind::Options { why });
+        }
+        Self::new(Kind::Broken { host, why })
+    }
+
+    /// There is no such VM (any more), or the host has nothing at that path.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        match &*self.0 {
+            Kind::NoSuchKey { .. } => true,
+            Kind::Problem { problem, .. } => {
+                matches!(problem.code, Code::VmNotFound | Code::VmGone | Code::NotFound)
+            }
+            _ => false,
+        }
+    }
+
+    /// The host, or the other host it had to ask, could not be reached or is silent.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        match &*self.0 {
+            Kind::Unreachable { .. } | Kind::Silent { .. } => true,
+            Kind::Problem { problem, .. } => problem.code == Code::PeerUnreachable,
+            _ => false,
+        }
+    }
+
+    /// The request contradicts the state of the host, for example a name that several VMs have.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(self.status(), Some(409))
+    }
+
+    /// The host, or the other host it had to ask, wants a token and did not get the right one.
+    #[must_use]
+    pub fn is_unauthorized(&self) -> bool {
+        match &*self.0 {
+            Kind::Problem { problem, .. } => {
+                matches!(problem.code, Code::Unauthorized | Code::PeerUnauthorized)
+            }
+            _ => matches!(self.status(), Some(401 | 403)),
+        }
+    }
+
+    /// The same call may succeed later without anybody changing anything.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match &*self.0 {
+            Kind::Unreachable { .. }
+            | Kind::Silent { .. }
+            | Kind::Slow { .. }
+            | Kind::Broken { .. }
+            | Kind::LayoutChanged { .. } => true,
+            Kind::Problem { problem, .. } => problem.retryable,
+            Kind::Status { status, .. } => matches!(status, 429 | 502 | 503 | 504),
+            _ => false,
+        }
+    }
+
+    /// The options contradict each other or the address: nothing was sent.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(*self.0, Kind::Options { .. })
+    }
+
+    /// What the host itself said, if it answered with a problem document.
+    #[must_use]
+    pub fn problem(&self) -> Option<&Problem> {
+        match &*self.0 {
+            Kind::Problem { problem, .. } => Some(problem),
+            _ => None,
+        }
+    }
+
+    fn status(&self) -> Option<u16> {
+        match &*self.0 {
+            Kind::Problem { problem, .. } => Some(problem.status),
+            Kind::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+impl Error for ClientError {}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.0 {
+            Kind::Token { place, why } => write!(f, "{place} cannot be used: {why}"),
+            Kind::Options { why } => write!(f, "{why}"),
+            Kind::Unreachable { host, why, advice } => write!(f, "{host} cannot be reached: {why}; {advice}"),
+            Kind::Silent { host, after } => write!(
+                f,
+                "{host} took the request but gave no complete answer within {after:?}: \
+                 see whether memdexd hangs there, and try again"
+            ),
+            Kind::Slow { host, what, after } => {
+                write!(
+                    f,
+                    "{what} at {host} was not complete after {after:?}: try again with more time, or see its log"
+                )
+            }
+            Kind::Broken { host, why } => {
+                write!(f, "{host} ended the connection before its answer was complete ({why}): try again")
+            }
+            Kind::Problem { host, problem, token_sent } => {
+                let detail = shorten(&problem.detail);
+                let detail = if detail.is_empty() { problem.title.as_str() } else { &detail };
+                write!(f, "{host}: {}", printable(detail))?;
+                if problem.code == Code::Unauthorized {
+                    write!(f, "{}", token_advice(*token_sent))
+                } else {
+                    Ok(())
+                }
+            }
+            Kind::Status { host, status: status @ (401 | 403), token_sent } => {
+                write!(f, "{host} refused the request (HTTP status {status}){}", token_advice(*token_sent))
+            }
+            Kind::Status { host, status, .. } => write!(
+                f,
+                "{host} answered with HTTP status {status} and no explanation: \
+                 see whether a memdexd of this version listens there"
+            ),
+            Kind::Redirect { host, to } => write!(
+                f,
+                "{host} redirects to {}, which is never followed: give the address of the memdexd itself",
+                printable(&shorten(to))
+            ),
+            Kind::Protocol { host, why } => write!(
+                f,
+                "the answer of {host} is not the memdex protocol ({}): \
+                 see whether a memdexd of this version listens there",
+                printable(&shorten(why))
+            ),
+            Kind::TooLarge { host, limit } => write!(
+                f,
+                "the answer of {host} is larger than the {limit} bytes it may have: \
+                 see whether a memdexd of this version listens there"
+            ),
+            Kind::LayoutChanged { host } => {
+                write!(
+                    f,
+                    "the VM's memory layout changed at {host} while its page map was read: read it again"
+                )
+            }
+            Kind::NoSuchKey { why } => write!(f, "{why}: `memdex vms` lists ids, names and pids"),
+        }
+    }
+}
+
+const fn token_advice(sent: bool) -> &'static str {
+    if sent {
+        " (our token is not the one of that host: compare the token files, see $MEMDEX_TOKEN_FILE)"
+    } else {
+        " (no token was sent: point $MEMDEX_TOKEN_FILE to the host's token, by default /etc/memdex/token)"
+    }
+}
+
+fn connect_advice(host: &HostUrl, error: &reqwest::Error) -> &'static str {
+    let kind = sources(error).find_map(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);
+    match (host, kind) {
+        (HostUrl::Unix(_), Some(io::ErrorKind::PermissionDenied)) => {
+            "run as root or as a member of the group memdex"
+        }
+        (HostUrl::Unix(_), _) => "start memdexd there, or give another --host",
+        (HostUrl::Tls(_), _) if sources(error).any(<dyn Error>::is::<rustls::Error>) || tls_inside(error) => {
+            "see whether it speaks TLS and its certificate comes from an authority that is trusted here (--ca FILE)"
+        }
+        _ => "see whether memdexd listens there and no firewall is between",
+    }
+}
+
+/// `io::Error` wraps the TLS library's error without listing it as a source.
+fn tls_inside(error: &reqwest::Error) -> bool {
+    sources(error)
+        .filter_map(|e| e.downcast_ref::<io::Error>())
+        .any(|e| e.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>))
+}
+
+fn sources(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(Some(error as &(dyn Error + 'static)), |&e| e.source())
+}
+
+fn innermost(error: &reqwest::Error) -> String {
+    // A time-out to connect has "operation timed out" there already.
+    sources(error).last().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(limits::MAX_DETAIL_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(code: Code) -> ClientError {
+        ClientError::new(Kind::Problem {
+            host: HostUrl::default(),
+            problem: Problem::new(code, "what\x1b[2J\n and why"),
+            token_sent: true,
+        })
+    }
+
+    #[test]
+    fn predicates_follow_the_code() {
+        assert!(problem(Code::VmNotFound).is_not_found());
+        assert!(problem(Code::VmGone).is_not_found());
+        assert!(problem(Code::VmAmbiguous).is_conflict());
+        assert!(problem(Code::PeerUnreachable).is_unreachable());
+        assert!(problem(Code::Unauthorized).is_unauthorized());
+        assert!(problem(Code::Timeout).is_retryable());
+        let internal = problem(Code::Internal);
+        assert!(!internal.is_not_found() && !internal.is_unreachable() && !internal.is_retryable());
+        assert_eq!(internal.problem().unwrap().code, Code::Internal);
+    }
+
+    #[test]
+    fn a_peer_cannot_steer_the_terminal_or_flood_it() {
+        let mut long = problem(Code::Internal);
+        assert!(!long.to_string().contains(['\x1b', '\n']));
+        if let Kind::Problem { problem, .. } = &mut *long.0 {
+            problem.detail = "ä".repeat(100_000);
+        }
+        assert!(long.to_string().chars().count() < limits::MAX_DETAIL_CHARS + 100);
+    }
+}

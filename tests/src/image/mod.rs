@@ -1,0 +1,50 @@
+//! Guest images: what real guests boot from. Built once into `target/guests`, then shared by every test, the demo
+//! and the benchmarks. Owns how images come to be; never starts a guest.
+//!
+//! - [`kernel`]: Debian's cloud kernel, downloaded and unpacked, not installed.
+//! - [`tiny_guest`]: kernel and a busybox initramfs with a memory workload; boots in seconds under emulation.
+//! - [`debian_guest`]: a Debian system with systemd, redis and nginx on an ext4 disk image.
+//!
+//! Each function builds what is missing and returns at once when it is there, so a test may call it without thought.
+//! Builders run one at a time (a file lock), and a half-built image is never seen (built aside, then renamed).
+//! Building needs root and Debian's package tools; both are checked by `cargo xtask setup`.
+
+mod apt;
+mod cpio;
+mod debian;
+mod error;
+mod kernel;
+mod modules;
+mod run;
+mod store;
+mod tiny;
+mod workload;
+
+pub use debian::{DebianGuest, debian_guest};
+pub use error::ImageError;
+pub use kernel::{Kernel, kernel};
+pub use store::folder;
+pub use tiny::{TinyGuest, tiny_guest};
+pub use workload::Workload;
+
+/// Every guest prints this line on its serial console when its services and its workload run.
+pub const READY: &str = "MEMDEX-READY";
+
+/// Builds every image that is missing, so that no later test pays for it.
+///
+/// # Errors
+/// The first image that can't be built, with the reason.
+pub fn build_all() -> Result<(), ImageError> {
+    tiny_guest()?;
+    debian_guest()?;
+    Ok(())
+}
+
+/// True if every image is there: nothing would be built by [`build_all`].
+#[must_use]
+pub fn all_built() -> bool {
+    store::is_built(&kernel::recipe())
+        && kernel().is_ok_and(|kernel| {
+            store::is_built(&tiny::recipe(&kernel)) && store::is_built(&debian::recipe(&kernel))
+        })
+}
