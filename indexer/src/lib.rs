@@ -8,11 +8,15 @@
 //! ```
 //!
 //! [`host`] holds it together: the VMs there are, a tracker for each, and what they share.
+pub mod api;
+pub mod config;
 pub mod fingerprint;
 pub mod host;
+pub mod listen;
 pub mod map;
 pub mod memory;
 pub mod metrics;
+pub mod peer;
 pub mod units;
 pub mod vm;
 pub mod watch;

@@ -1,8 +1,14 @@
-//! Counters that the trackers keep and `/metrics` shows.
+//! What the daemon counts about itself, and what `/metrics` says about each figure.
+//!
+//! Owns the list of figures: names, meanings, and the atomics behind them. Whoever does the work counts it;
+//! [`crate::api`] renders. Never does anything that could fail or wait.
+//!
+//! Each figure is written down once, in the tables below: from there come the counters and the `# HELP` text. Names end
+//! as Prometheus wants them: `_total` for what only grows.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// A figure that one thread writes and others read now and then.
+/// A figure that some threads write and others read now and then.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -10,6 +16,11 @@ impl Counter {
     /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
+    }
+
+    /// Takes away `n`, which must have been added before.
+    pub fn sub(&self, n: u64) {
+        self.0.fetch_sub(n, Relaxed);
     }
 
     /// Replaces the value.
@@ -24,35 +35,125 @@ impl Counter {
     }
 }
 
-/// What the tracker of one VM has done and seen, since tracking began.
-#[derive(Debug, Default)]
-pub struct VmCounters {
+/// How a figure is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+/// What there is to know about one figure of a set.
+#[derive(Debug)]
+pub struct Description<T> {
+    /// Its name in `/metrics`.
+    pub name: &'static str,
+    /// How it is shown.
+    pub kind: Kind,
+    /// What it means.
+    pub help: &'static str,
+    /// Its value in a set.
+    pub value: fn(&T) -> u64,
+}
+
+/// Declares a set of figures: the counters, and what `/metrics` says about each.
+macro_rules! figures {
+    (
+        $(#[$doc:meta])* $set:ident, $prefix:literal;
+        $( $(#[doc = $help:literal])+ $kind:ident $field:ident = $name:literal; )*
+    ) => {
+        $(#[$doc])*
+        #[derive(Debug, Default)]
+        pub struct $set { $( $(#[doc = $help])+ pub $field: Counter, )* }
+
+        impl $set {
+            /// Every figure of the set.
+            #[must_use]
+            pub fn descriptions() -> &'static [Description<Self>] {
+                &[ $( Description {
+                    name: concat!($prefix, $name),
+                    kind: Kind::$kind,
+                    help: concat!($($help),+),
+                    value: |set| set.$field.get(),
+                }, )* ]
+            }
+        }
+    };
+}
+
+figures! {
+    /// What the tracker of one VM has done and seen, since tracking began.
+    VmCounters, "memdex_vm_";
+
     /// Pages read and hashed (or found zero).
-    pub pages_read: Counter,
+    Counter pages_read = "pages_read_total";
     /// Runs of pages write-protected.
-    pub arm_calls: Counter,
+    Counter arm_calls = "arm_calls_total";
     /// Pages write-protected.
-    pub pages_armed: Counter,
+    Counter pages_armed = "pages_armed_total";
     /// Read-only scans of the page table.
-    pub scan_calls: Counter,
+    Counter scan_calls = "scan_calls_total";
     /// Pages those scans walked.
-    pub pages_scanned: Counter,
+    Counter pages_scanned = "pages_scanned_total";
     /// Pages that went from known to stale.
-    pub pages_gone_stale: Counter,
+    Counter pages_gone_stale = "pages_gone_stale_total";
     /// Pages that eBPF marked as about to be written.
-    pub marks_written: Counter,
+    Counter marks_written = "marks_written_total";
     /// Pages that eBPF marked as being discarded.
-    pub marks_discarded: Counter,
+    Counter marks_discarded = "marks_discarded_total";
     /// Times eBPF saw an event it could not tell to a page.
-    pub mark_overflows: Counter,
+    Counter mark_overflows = "mark_overflows_total";
     /// Written pages that eBPF had not marked.
-    pub missed_by_ebpf: Counter,
-    /// Pages whose bytes differed from a `current` fingerprint.
-    pub mismatches: Counter,
+    Counter missed_by_ebpf = "missed_by_ebpf_total";
+    /// Pages whose bytes differed from a `current` fingerprint. Must stay 0.
+    Counter mismatches = "mismatches_total";
     /// Audits of the whole VM.
-    pub audits: Counter,
+    Counter audits = "audits_total";
     /// Times a region was found mapped anew.
-    pub regions_remapped: Counter,
+    Counter regions_remapped = "regions_remapped_total";
     /// Pages that are hot right now.
-    pub hot_pages: Counter,
+    Gauge hot_pages = "hot_pages";
+}
+
+figures! {
+    /// What the HTTP interface has done.
+    HttpCounters, "memdex_http_";
+
+    /// Connections accepted.
+    Counter connections = "connections_total";
+    /// Connections open now.
+    Gauge open_connections = "open_connections";
+    /// Times a listener waited because the most connections it may have were open.
+    Counter full = "connection_limit_reached_total";
+    /// Connections that failed outside a request: handshakes, malformed HTTP, time-outs, clients that went away.
+    Counter broken_connections = "broken_connections_total";
+    /// Requests refused for want of the right token.
+    Counter unauthorized = "unauthorized_total";
+    /// Panics in request handlers. Must stay 0.
+    Counter panics = "panics_total";
+    /// Event streams open now.
+    Gauge event_streams = "event_streams";
+    /// Fingerprints that others have looked up here.
+    Counter looked_up = "looked_up_fingerprints_total";
+    /// Of those, how many were held.
+    Counter found = "found_fingerprints_total";
+    /// Contents of pages sent to others.
+    Counter sent_contents = "sent_contents_total";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_there_once_and_says_its_kind() {
+        let mut seen = std::collections::BTreeSet::new();
+        let mut check = |name: &'static str, kind| {
+            assert!(seen.insert(name), "{name} twice");
+            assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
+        };
+        VmCounters::descriptions().iter().for_each(|d| check(d.name, d.kind));
+        HttpCounters::descriptions().iter().for_each(|d| check(d.name, d.kind));
+    }
 }

@@ -34,6 +34,19 @@
 //!
 //! A record: `u64` page · `u64` generation of its content · `u8` state (0 stale, 1 absent, 2 zero, 3 current) ·
 //! `u8` 1 if the fingerprint is known · `u16` zero · `u32` region · 32 bytes fingerprint (zero if not known).
+//!
+//! # `application/vnd.memdex.contents.v1` — answer of `POST /v1/content/pages`, asked with a list of fingerprints
+//!
+//! A header, then one record for each content that could be read, in the order asked for, until the end of the body.
+//! A content that is missing was not held, or changed before it could be copied.
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 4 | magic `MXC1` |
+//! | 4 | 4 | `u32` number of fingerprints asked for, n |
+//! | 8 | 4100·… | records: `u32` position in the list, less than n and rising · the 4096 bytes |
+//!
+//! The receiver hashes every page again before it uses it.
 
 use std::io;
 
@@ -50,6 +63,18 @@ pub const FINGERPRINTS: &str = "application/vnd.memdex.fingerprints.v1";
 pub const BITMAP: &str = "application/vnd.memdex.bitmap.v1";
 /// Media type of a page map.
 pub const PAGES: &str = "application/vnd.memdex.pages.v1";
+
+/// Media type of contents of pages.
+pub const CONTENTS: &str = "application/vnd.memdex.contents.v1";
+
+/// Most contents asked for at once: 4 MiB of them.
+pub const MAX_CONTENTS: usize = 1024;
+/// Largest body that asks for contents.
+pub const MAX_CONTENTS_REQUEST_BYTES: usize = LIST_HEADER + MAX_CONTENTS * Fingerprint::LEN;
+/// Bytes of the header of contents.
+pub const CONTENTS_HEADER: usize = 8;
+/// Bytes of one record of contents.
+pub const CONTENT_RECORD: usize = 4 + crate::PAGE_SIZE;
 
 /// Most fingerprints in one lookup: 2 MiB of them.
 pub const MAX_LOOKUP: usize = 65_536;
@@ -247,6 +272,44 @@ pub fn decode_page(bytes: &[u8; PAGE_RECORD]) -> Result<PageRecord, DecodeError>
     })
 }
 
+/// Encodes the header of the contents of some of `asked` fingerprints.
+#[must_use]
+pub fn encode_contents_header(asked: u32) -> [u8; CONTENTS_HEADER] {
+    let mut out = *b"MXC1\0\0\0\0";
+    out[4..].copy_from_slice(&asked.to_le_bytes());
+    out
+}
+
+/// Checks the header of the contents of some of `asked` fingerprints.
+///
+/// # Errors
+/// If it is no such header, or answers another question.
+pub fn check_contents_header(asked: u32, bytes: &[u8; CONTENTS_HEADER]) -> Result<(), DecodeError> {
+    if *bytes == encode_contents_header(asked) { Ok(()) } else { Err(DecodeError::NotThis("contents")) }
+}
+
+/// Appends one record of contents.
+pub fn encode_content(position: u32, page: &[u8; crate::PAGE_SIZE], out: &mut Vec<u8>) {
+    out.extend_from_slice(&position.to_le_bytes());
+    out.extend_from_slice(page);
+}
+
+/// Splits one record of contents into position and page. `next` is the smallest position that may follow: 0 at first,
+/// then one more than the last.
+///
+/// # Errors
+/// If the position was not asked for, or is out of order.
+pub fn decode_content(
+    asked: u32,
+    next: u32,
+    record: &[u8; CONTENT_RECORD],
+) -> Result<(u32, &[u8; crate::PAGE_SIZE]), DecodeError> {
+    let (position, page) = record.split_first_chunk::<4>().expect("longer than four bytes");
+    let position = u32::from_le_bytes(*position);
+    let page = page.try_into().map_err(|_| DecodeError::NotThis("content record"))?;
+    if (next..asked).contains(&position) { Ok((position, page)) } else { Err(DecodeError::NotThis("content record")) }
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
@@ -305,6 +368,19 @@ mod tests {
             let bytes: &[u8; PAGE_RECORD] = bytes.as_slice().try_into().unwrap();
             prop_assert_eq!(decode_page(bytes).unwrap(), record);
         }
+    }
+
+    #[test]
+    fn contents_round_trip_in_the_order_asked_for() {
+        assert!(check_contents_header(7, &encode_contents_header(7)).is_ok());
+        assert!(check_contents_header(8, &encode_contents_header(7)).is_err());
+        let mut bytes = Vec::new();
+        encode_content(5, &[9; crate::PAGE_SIZE], &mut bytes);
+        let record = bytes.first_chunk::<CONTENT_RECORD>().unwrap();
+        assert_eq!(bytes.len(), CONTENT_RECORD);
+        assert_eq!(decode_content(6, 0, record).unwrap(), (5, &[9; crate::PAGE_SIZE]));
+        assert!(decode_content(5, 0, record).is_err());
+        assert!(decode_content(9, 6, record).is_err());
     }
 
     #[test]

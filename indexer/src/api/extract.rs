@@ -1,0 +1,95 @@
+//! Reading requests: path, query, body. Owns the bounds; every mistake is a sentence.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequestParts, Path, Query, Request},
+    http::{HeaderMap, header, request::Parts},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use memdex_wire::problem::Code;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use super::{ApiState, problem::ApiError};
+use crate::host::Vm;
+
+/// Time for a whole request body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest id or name of a VM.
+const MAX_KEY_BYTES: usize = 4096;
+
+/// The VM that the path names by id, name or pid.
+pub(super) struct TheVm(pub(super) Arc<Vm>);
+
+impl FromRequestParts<ApiState> for TheVm {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, ApiError> {
+        let Path(key) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| ApiError::bad_request("the VM in the path is not UTF-8: percent-encode its id or name"))?;
+        if key.len() > MAX_KEY_BYTES {
+            return Err(ApiError::bad_request("the VM in the path is longer than 4096 bytes: use its id"));
+        }
+        state.host.find(&key).map(Self).map_err(|error| ApiError::find(&error))
+    }
+}
+
+/// The query string.
+pub(super) struct Params<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        Query::<T>::try_from_uri(&parts.uri)
+            .map(|Query(params)| Self(params))
+            .map_err(|error| {
+                let why = migrate_client::printable(&error.body_text());
+                ApiError::bad_request(format!("the query cannot be used: {why}"))
+            })
+    }
+}
+
+/// Reads a body of at most `limit` bytes, within a fixed time. Nothing is allocated on the word of a header.
+pub(super) async fn body(request: Request<Body>, limit: usize) -> Result<Bytes, ApiError> {
+    let too_large = || ApiError::new(Code::TooLarge, format!("the body is larger than {limit} bytes: split it"));
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(too_large());
+    }
+    let read = timeout(BODY_TIMEOUT, Limited::new(request.into_body(), limit).collect()).await;
+    match read {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(ApiError::bad_request("the body ended before it was complete: send it again")),
+        Err(_) => Err(ApiError::new(
+            Code::Timeout,
+            format!("the body was not complete after {} seconds: send it faster", BODY_TIMEOUT.as_secs()),
+        )),
+    }
+}
+
+/// The media type of the body, without parameters; `None` if there is no header.
+pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_TYPE)?;
+    let text = String::from_utf8_lossy(value.as_bytes());
+    Some(text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}
+
+/// Refuses a media type, naming those that are taken.
+pub(super) fn unsupported(found: Option<&str>, taken: &[&str]) -> ApiError {
+    let found = migrate_client::printable(found.unwrap_or("none"));
+    let taken = taken.join(" or ");
+    ApiError::new(Code::UnsupportedMediaType, format!("the body's media type is {found}: send {taken}"))
+}
+
+/// Parses a body in JSON.
+pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| {
+        let why = migrate_client::printable(&error.to_string());
+        ApiError::bad_request(format!("the body cannot be used: {why}"))
+    })
+}

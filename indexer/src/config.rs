@@ -1,0 +1,350 @@
+//! What the operator asked for: a TOML file, overridden by the command line.
+//!
+//! Owns the names, defaults and bounds of all settings, and the sentences about what is wrong with them. Never opens
+//! a socket, and reads no file but the one named with `--config`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use migrate_client::HostUrl;
+use serde::Deserialize;
+
+/// All settings, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: Vec<HostUrl>,
+    /// Other hosts by name.
+    pub peers: BTreeMap<String, HostUrl>,
+    /// Globs of names or ids of VMs to index; empty means all.
+    pub include: Vec<String>,
+    /// Globs of names or ids of VMs to leave alone.
+    pub exclude: Vec<String>,
+    /// Threads that read and hash guest memory.
+    pub hash_threads: usize,
+    /// Time between two looks at the write marks.
+    pub tick: Duration,
+    /// Filter for the log, as in `RUST_LOG`.
+    pub log: Option<String>,
+    /// Certificates.
+    pub tls: TlsFiles,
+}
+
+/// Files for `tls://`, all PEM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// Certificate chain of this host, its own certificate first.
+    pub certificate: Option<PathBuf>,
+    /// Private key of the certificate.
+    pub key: Option<PathBuf>,
+    /// The only authorities to trust when asking peers; the system's if there is none.
+    pub ca: Option<PathBuf>,
+}
+
+/// The file as it is written: every key may be left out.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    listen: Option<Vec<String>>,
+    #[serde(default)]
+    peer: BTreeMap<String, String>,
+    #[serde(default)]
+    include: Vec<String>,
+    #[serde(default)]
+    exclude: Vec<String>,
+    hash_threads: Option<usize>,
+    tick_ms: Option<u64>,
+    log: Option<String>,
+    #[serde(default)]
+    tls: TlsFiles,
+}
+
+/// What the command line adds; see `memdexd --help`.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// Replaces the file's list if it is not empty.
+    pub listen: Vec<String>,
+    /// `NAME=URL`; added to the file's, a name given in both counts as given here.
+    pub peer: Vec<String>,
+    /// Replaces the file's list if it is not empty.
+    pub include: Vec<String>,
+    /// Replaces the file's list if it is not empty.
+    pub exclude: Vec<String>,
+    /// Replaces the file's figure.
+    pub hash_threads: Option<usize>,
+    /// Replaces the file's figure.
+    pub tick_ms: Option<u64>,
+    /// Replaces the file's filter.
+    pub log: Option<String>,
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration {path} cannot be read: {error}; name another with --config or leave it out")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is not TOML, or has a key that is not known or of the wrong type.
+    #[error("the configuration {path} cannot be used: {error}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and key.
+        error: Box<toml::de::Error>,
+    },
+    /// A value is not usable.
+    #[error("{setting}: {why}")]
+    Value {
+        /// Name of the setting.
+        setting: &'static str,
+        /// What is wrong and what to do.
+        why: String,
+    },
+}
+
+/// Largest configuration file.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Time between two looks at the write marks, in milliseconds, if nothing else is said.
+const DEFAULT_TICK_MS: u64 = 50;
+
+impl Config {
+    /// Reads the file, if there is one, and applies the command line.
+    ///
+    /// # Errors
+    /// If anything in it cannot be used.
+    pub fn load(path: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
+        path.map_or_else(|| Ok(File::default()), read).and_then(|file| Self::build(file, overrides))
+    }
+
+    fn build(file: File, over: Overrides) -> Result<Self, ConfigError> {
+        let either = |over: Vec<String>, file: Vec<String>| if over.is_empty() { file } else { over };
+        let listen = match either(over.listen, file.listen.unwrap_or_default()) {
+            list if list.is_empty() => vec![HostUrl::default()],
+            list => urls(&list)?,
+        };
+        let (include, exclude) = (either(over.include, file.include), either(over.exclude, file.exclude));
+        check_globs("include", &include)?;
+        check_globs("exclude", &exclude)?;
+        let tick = over.tick_ms.or(file.tick_ms).unwrap_or(DEFAULT_TICK_MS);
+        if !(5..=10_000).contains(&tick) {
+            return Err(value("tick_ms", format!("{tick} is not between 5 and 10000 milliseconds")));
+        }
+        let hash_threads = over.hash_threads.or(file.hash_threads).unwrap_or_else(half_the_cores);
+        if !(1..=1024).contains(&hash_threads) {
+            return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
+        }
+        let config = Self {
+            peers: peers(file.peer, &over.peer)?,
+            listen,
+            include,
+            exclude,
+            hash_threads,
+            tick: Duration::from_millis(tick),
+            log: over.log.or(file.log),
+            tls: file.tls,
+        };
+        config.check_tls()?;
+        Ok(config)
+    }
+
+    /// Whether anything listens beyond the Unix socket, so that a token is needed.
+    #[must_use]
+    pub fn wants_token(&self) -> bool {
+        self.listen.iter().any(|url| url.authority().is_some())
+    }
+
+    fn check_tls(&self) -> Result<(), ConfigError> {
+        for url in &self.listen {
+            match url {
+                HostUrl::Tcp(address) if !address.is_loopback() => {
+                    return Err(value(
+                        "listen",
+                        format!(
+                            "{url} would send the token and the map over the network in the clear; \
+                             write tls:// and give a certificate and key under [tls], or use a loopback address"
+                        ),
+                    ));
+                }
+                HostUrl::Tls(_) if self.tls.certificate.is_none() || self.tls.key.is_none() => {
+                    let why = format!("{url} needs `certificate` and `key` under [tls] in the configuration file");
+                    return Err(value("listen", why));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Half the cores this process may use, at least one.
+#[must_use]
+pub fn half_the_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
+    let length = fs::metadata(path).map_err(unreadable)?.len();
+    if length > MAX_FILE_BYTES {
+        let why = std::io::Error::other("it is larger than 1 MiB");
+        return Err(unreadable(why));
+    }
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    toml::from_str(&text).map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })
+}
+
+fn value(setting: &'static str, why: String) -> ConfigError {
+    ConfigError::Value { setting, why }
+}
+
+fn urls(list: &[String]) -> Result<Vec<HostUrl>, ConfigError> {
+    let mut urls: Vec<HostUrl> = Vec::with_capacity(list.len());
+    for text in list {
+        let url = text.parse().map_err(|error| value("listen", format!("{error}")))?;
+        if urls.contains(&url) {
+            return Err(value("listen", format!("{url} is there twice; leave one out")));
+        }
+        urls.push(url);
+    }
+    Ok(urls)
+}
+
+fn peers(
+    file: BTreeMap<String, String>,
+    command_line: &[String],
+) -> Result<BTreeMap<String, HostUrl>, ConfigError> {
+    let mut all = file;
+    for peer in command_line {
+        let Some((name, url)) = peer.split_once('=') else {
+            return Err(value("peer", format!("{peer:?} is not NAME=URL, such as host2=tls://host2.example:7373")));
+        };
+        all.insert(name.to_owned(), url.to_owned());
+    }
+    all.into_iter().map(|(name, url)| peer(name, &url)).collect()
+}
+
+fn peer(name: String, url: &str) -> Result<(String, HostUrl), ConfigError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
+        let why = format!("the name {name:?} is not 1 to 64 letters, digits, - _ and .; choose another");
+        return Err(value("peer", why));
+    }
+    let url: HostUrl = url.parse().map_err(|error| value("peer", format!("{name}: {error}")))?;
+    if let HostUrl::Tcp(address) = &url
+        && !address.is_loopback()
+    {
+        let why = format!("{name}: {url} would send the token over the network in the clear; write tls://");
+        return Err(value("peer", why));
+    }
+    Ok((name, url))
+}
+
+fn check_globs(setting: &'static str, globs: &[String]) -> Result<(), ConfigError> {
+    for glob in globs {
+        globset::Glob::new(glob).map_err(|error| {
+            value(setting, format!("{glob:?} is not a glob: {}; write one such as \"web-*\"", error.kind()))
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from_toml(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memdexd.toml");
+        fs::write(&path, text).unwrap();
+        Config::load(Some(&path), Overrides::default())
+    }
+
+    #[test]
+    fn nothing_said_means_the_default_socket_and_half_the_cores() {
+        let config = Config::load(None, Overrides::default()).unwrap();
+        assert_eq!(config.listen, [HostUrl::default()]);
+        assert_eq!(config.hash_threads, half_the_cores());
+        assert!(!config.wants_token());
+    }
+
+    #[test]
+    fn a_full_file_is_understood() {
+        let config = from_toml(
+            r#"
+            listen = ["unix:/run/a.sock", "tls://0.0.0.0:7373"]
+            include = ["web-*"]
+            exclude = ["web-test"]
+            hash_threads = 3
+            tick_ms = 20
+            log = "debug"
+            [peer]
+            host2 = "tls://host2.example:7373"
+            [tls]
+            certificate = "/etc/memdex/host.pem"
+            key = "/etc/memdex/host.key"
+            ca = "/etc/memdex/ca.pem"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.listen.len(), 2);
+        assert_eq!(config.peers["host2"].to_string(), "tls://host2.example:7373");
+        assert_eq!((config.hash_threads, config.tick), (3, Duration::from_millis(20)));
+        assert!(config.wants_token());
+    }
+
+    #[test]
+    fn the_command_line_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c");
+        fs::write(&path, "listen=['unix:/a']\ninclude=['a']\nlog='info'\n[peer]\nx='unix:/x'\ny='unix:/y'\n").unwrap();
+        let over = Overrides {
+            listen: vec!["unix:/b".into()],
+            peer: vec!["x=unix:/z".into()],
+            log: Some("trace".into()),
+            ..Overrides::default()
+        };
+        let config = Config::load(Some(&path), over).unwrap();
+        assert_eq!(config.listen[0].to_string(), "unix:/b");
+        assert_eq!(config.include, ["a"]);
+        assert_eq!(config.peers["x"].to_string(), "unix:/z");
+        assert_eq!(config.peers["y"].to_string(), "unix:/y");
+        assert_eq!(config.log.as_deref(), Some("trace"));
+    }
+
+    #[test]
+    fn every_mistake_names_the_key_and_the_remedy() {
+        for (text, words) in [
+            ("listne = []", "listne"),
+            ("[tls]\ncertifcate = 'x'", "certifcate"),
+            ("hash_threads = 'many'", "hash_threads"),
+            ("hash_threads = 0", "hash_threads: 0 is not between"),
+            ("tick_ms = 1", "tick_ms: 1 is not between"),
+            ("listen = ['tcp://10.0.0.1:1']", "tls://"),
+            ("listen = ['tcp://0.0.0.0:1']", "tls://"),
+            ("listen = ['tls://10.0.0.1:1']", "certificate"),
+            ("listen = ['unix:/a', 'unix:/a']", "twice"),
+            ("listen = ['http://h:1']", "tcp://"),
+            ("include = ['[']", "include"),
+            ("[peer]\n'a b' = 'unix:/x'", "choose another"),
+            ("[peer]\nb = 'tcp://10.0.0.1:7'", "tls://"),
+            ("listen = ", "configuration"),
+        ] {
+            let error = from_toml(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        let missing = Config::load(Some(Path::new("/nonexistent/x")), Overrides::default()).unwrap_err();
+        assert!(missing.to_string().contains("--config"));
+        let over = Overrides { peer: vec!["nope".into()], ..Overrides::default() };
+        assert!(Config::load(None, over).unwrap_err().to_string().contains("NAME=URL"));
+    }
+}
