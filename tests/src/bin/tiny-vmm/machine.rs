@@ -209,14 +209,8 @@ impl Machine {
         let mut text = String::new();
         for (id, slot) in &*lock(&self.0.slots) {
             let separator = if text.is_empty() { "" } else { ";" };
-            write!(
-                text,
-                "{separator}slot {id} {} {} {}",
-                slot.first,
-                slot.ram.pages(),
-                slot.ram.address()
-            )
-            .map_err(|e| e.to_string())?;
+            write!(text, "{separator}slot {id} {} {} {}", slot.first, slot.ram.pages(), slot.ram.address())
+                .map_err(|e| e.to_string())?;
         }
         Ok(text)
     }
@@ -256,7 +250,8 @@ impl Shared {
         if self.log == Log::Bitmap {
             for (id, slot) in &*lock(&self.slots) {
                 let bytes = (slot.ram.pages() * PAGE) as usize;
-                let words = self.vm.get_dirty_log(*id, bytes).map_err(|e| format!("KVM_GET_DIRTY_LOG: {e}"))?;
+                let words =
+                    self.vm.get_dirty_log(*id, bytes).map_err(|e| format!("KVM_GET_DIRTY_LOG: {e}"))?;
                 cpu.dirty += words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
             }
         }

@@ -54,14 +54,7 @@ impl DirtyRing {
         let offset = u64::from(KVM_DIRTY_LOG_PAGE_OFFSET) * PAGE;
         // SAFETY: a new shared mapping at an address of the kernel's choice.
         let entries = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                size,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                fd,
-                offset,
-            )
+            mmap(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, offset)
         };
         Ok(Self { entries: entries.map_err(|e| format!("map the dirty ring: {e}"))?.cast(), next: 0 })
     }
@@ -72,9 +65,8 @@ impl DirtyRing {
         loop {
             // SAFETY: `next % ENTRIES` is within the mapping; the flags word is shared with the kernel and
             // therefore only touched atomically.
-            let flags = unsafe {
-                AtomicU32::from_ptr(&raw mut (*self.entries.add(self.next % ENTRIES)).flags)
-            };
+            let flags =
+                unsafe { AtomicU32::from_ptr(&raw mut (*self.entries.add(self.next % ENTRIES)).flags) };
             if flags.load(Ordering::Acquire) & DIRTY == 0 {
                 break;
             }
