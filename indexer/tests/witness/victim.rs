@@ -52,7 +52,7 @@ impl Shared {
     /// In the victim: waits for the next request.
     pub(crate) fn next(&self) {
         self.done.fetch_add(1, SeqCst);
-        while self.asked.load(SeqCst) < self.done.load(SeqCst) {
+        while self.asked.load(SeqCst) < self.done.load(SeqCst) && !self.finished() {
             // SAFETY: a plain system call.
             unsafe { libc::usleep(100) };
         }
