@@ -25,12 +25,12 @@ pub(crate) fn measure(figures: &mut Figures) {
     let scratch = Scratch::new("bench-idle");
     let workload = Workload { rate: 0, ..Workload::default() };
     let boot = Boot {
-        kernel: guest.kernel.clone(),
+        kernel: guest.kernel.vmlinuz.clone(),
         initrd: guest.initrd.clone(),
         command_line: guest.command_line(&workload),
     };
     let name = format!("{}-idle", scratch.mark());
-    let mut guest = Qemu::start(&scratch, &name, &Options::linux(MIB, Backend::File, boot));
+    let mut guest = Qemu::start(&scratch, &name, &Options::linux(MIB, Backend::File(scratch.shm("idle")), boot));
     guest.wait_for_serial(image::READY, Duration::from_secs(120));
     let mut daemon = daemon::start(&scratch, "daemon", &name);
     daemon::indexed(&daemon, guest.pid());
