@@ -17,7 +17,7 @@ use super::{
     tracefs::Tracefs,
 };
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memdex-ebpf"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMDEX_EBPF_OBJECT_FILE"));
 
 /// The inode of the first PID namespace (include/linux/proc_ns.h, `PROC_PID_INIT_INO`).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -31,7 +31,7 @@ const DEBUG: u8 = 4;
 
 /// A hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
+pub(super) enum Hook {
     /// Guest page faults, by guest physical address.
     KvmPageFault,
     /// KVM's dirty ring.
@@ -48,11 +48,11 @@ pub enum Hook {
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 6] =
+    pub(super) const ALL: [Self; 6] =
         [Self::KvmPageFault, Self::DirtyRing, Self::FaultUser, Self::FaultKernel, Self::Discard, Self::Memslots];
 
     /// The name used in answers and metrics.
-    pub const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::KvmPageFault => "ebpf:kvm_page_fault",
             Self::DirtyRing => "ebpf:kvm_dirty_ring_push",
@@ -65,7 +65,7 @@ impl Hook {
 }
 
 /// Loads the object and attaches what can be attached. Never fails: what is missing is in the statuses.
-pub fn load(debug: bool) -> (Option<Ebpf>, Vec<HookStatus>) {
+pub(super) fn load(debug: bool) -> (Option<Ebpf>, Vec<HookStatus>) {
     let mut statuses = Vec::new();
     let object = load_with(debug, &mut statuses).map_err(|reason| {
         statuses = Hook::ALL.map(|hook| HookStatus::missing(hook, &reason)).into();
@@ -165,13 +165,15 @@ fn discards(object: &mut Ebpf) -> Result<(), String> {
 }
 
 /// Loads a program and attaches it to tracepoints by name, which works for those of modules too.
-fn tracepoint(object: &mut Ebpf, program: &str, events: &[(&str, String)]) -> Result<(), String> {
-    let found = object.program_mut(program).ok_or_else(|| format!("the eBPF object has no program `{program}`"))?;
+fn tracepoint(object: &mut Ebpf, name: &str, events: &[(&str, String)]) -> Result<(), String> {
+    let found = object.program_mut(name).ok_or_else(|| format!("the eBPF object has no program `{name}`"))?;
     let result = <&mut TracePoint>::try_from(found).and_then(|program| {
         program.load()?;
+        let instructions = program.info().ok().and_then(|info| info.verified_instruction_count());
+        tracing::debug!(target: "memdexd::ebpf", program = name, instructions, "the kernel has verified an eBPF program");
         events.iter().try_for_each(|(category, event)| program.attach(category, event).map(drop))
     });
-    result.map_err(|error| rejected(program, &error))
+    result.map_err(|error| rejected(name, &error))
 }
 
 fn iterator(object: &mut Ebpf) -> Result<(), String> {
@@ -194,6 +196,7 @@ fn refused(error: &EbpfError) -> String {
 /// Says why one program could not be loaded or attached; the verifier's log goes to the log, it has thousands of lines.
 fn rejected(program: &str, error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
+        if let Ok(d) = std::env::var("VLOG") { let _ = std::fs::write(format!("{d}/{program}.log"), verifier_log.to_string()); }
         tracing::debug!(target: "memdexd::ebpf", program, %verifier_log, "the kernel rejects an eBPF program");
         return format!("the kernel rejects the eBPF program `{program}`: {io_error}");
     }
