@@ -13,12 +13,15 @@ use crate::vm::{
     filter::NameFilter,
     foreign::Foreign,
     kvm::KvmVm,
-    processes::{Image, Process, ProcessDir, ProcessTable},
+    processes::{Image, ProcessDir},
+    table::{Process, ProcessTable, STAT_EVERY, STAT_OFTEN},
     watched::{Outcome, Program, Sources, Watched},
 };
 
 /// Without the kernel's list, an old process's descriptors are looked through this often at least.
 const DESCRIPTORS_EVERY: Duration = Duration::from_secs(5);
+/// Keeps all of them from being due in the same sweep.
+const DESCRIPTORS_SPREAD: Duration = Duration::from_millis(100);
 /// A child that has not called exec after this time is not about to.
 const SETTLED_FORK: Duration = Duration::from_secs(1);
 
@@ -71,7 +74,9 @@ impl Discovery {
     pub fn sweep(&mut self, kvm: Option<&[KvmVm]>) -> Vec<Arc<VmDescriptor>> {
         let now = Instant::now();
         let watched: HashSet<u32> = self.watched.keys().map(|(id, _)| id.pid).collect();
-        if let Err(error) = self.table.refresh(now, |pid| watched.contains(&pid)) {
+        // New mappings are how a process without the kernel's list is seen to become a VMM.
+        let pause = if kvm.is_some() { STAT_EVERY } else { STAT_OFTEN };
+        if let Err(error) = self.table.refresh(now, pause, |pid| watched.contains(&pid)) {
             tracing::warn!(%error, "the processes can't be listed; mount /proc and raise the limit of open files");
             return self.in_order();
         }
@@ -229,7 +234,7 @@ impl Known {
         if let Some((at, size_then, holds)) = self.descriptors
             && !process.young(now)
             && size == size_then
-            && now.duration_since(at) < DESCRIPTORS_EVERY
+            && now.duration_since(at) < DESCRIPTORS_EVERY + DESCRIPTORS_SPREAD * (process.pid % 16)
         {
             return holds;
         }

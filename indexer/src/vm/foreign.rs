@@ -13,7 +13,8 @@ use std::{
 use crate::vm::{
     descriptor::ProcessId,
     maps::{self, FileKey},
-    processes::{Process, ProcessDir, ProcessTable},
+    processes::ProcessDir,
+    table::{Process, ProcessTable},
 };
 
 /// A process that maps more is looked at this soon after the last look.
