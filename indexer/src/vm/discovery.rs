@@ -22,8 +22,6 @@ use crate::vm::{
 const DESCRIPTORS_EVERY: Duration = Duration::from_secs(5);
 /// Keeps all of them from being due in the same sweep.
 const DESCRIPTORS_SPREAD: Duration = Duration::from_millis(100);
-/// A child that has not called exec after this time is not about to.
-const SETTLED_FORK: Duration = Duration::from_secs(1);
 
 /// A process and the program image it runs: what holds for one does not after an exec.
 type Key = (ProcessId, Image);
@@ -184,10 +182,7 @@ impl Discovery {
             ));
         }
         for child in self.table.iter().filter(|child| child.stat.parent == descriptor.process.pid) {
-            if child.stat.forked()
-                && child.stat.image == key.1
-                && now.duration_since(child.seen) >= SETTLED_FORK
-            {
+            if child.stat.forked() && child.stat.image == key.1 && !child.about_to_exec(now) {
                 doubts.push(format!(
                     "process {} is a fork of the VMM and may share its memory; its writes are not seen in the VMM's page tables",
                     child.pid

@@ -24,6 +24,8 @@ const PROGRAM_EVERY: Duration = Duration::from_millis(600);
 pub(crate) const STAT_EVERY: Duration = Duration::from_secs(2);
 /// The same where new mappings have to be noticed soon.
 pub(crate) const STAT_OFTEN: Duration = PROGRAM_EVERY;
+/// A child that has not called exec after this time is not about to.
+const FRESH_FORK: Duration = Duration::from_secs(1);
 /// A process younger than this is looked at in every sweep: most VMMs are a fork that calls exec a moment later.
 const YOUNG: Duration = Duration::from_secs(3);
 
@@ -51,6 +53,12 @@ impl Process {
     #[must_use]
     pub(crate) const fn id(&self) -> ProcessId {
         ProcessId { pid: self.pid, start_time: self.stat.start_time }
+    }
+
+    /// Whether it is a fresh fork: it still has its parent's mappings, and most call exec in a moment.
+    #[must_use]
+    pub(crate) fn about_to_exec(&self, now: Instant) -> bool {
+        self.stat.forked() && now.duration_since(self.seen) < FRESH_FORK
     }
 
     /// Whether it was started, or called exec, just now.
