@@ -14,7 +14,7 @@ fn linux(name: &str, backend: impl FnOnce(&Scratch) -> Backend) {
     let workload = image::Workload { rate: 40, files: 48, file_kib: 64, seed: 7 };
     let boot = Boot {
         command_line: guest.command_line(&workload),
-        kernel: guest.kernel.image,
+        kernel: guest.kernel.vmlinuz,
         initrd: guest.initrd,
     };
     let mut options = Options::linux(128, backend(&scratch), boot);

@@ -15,7 +15,7 @@ fn sync_and_compare(daemon: &Daemon, vm: &Vm, context: &str) -> oracle::Report {
 }
 
 /// Many rounds of every way to change guest memory, half of them with a loop running while the daemon works.
-fn every_way_to_write(name: &str, ram: tiny::Ram, log: &'static str, uid: Option<u32>) {
+fn every_way_to_write(name: &str, ram: &tiny::Ram, log: &'static str, uid: Option<u32>) {
     let scratch = Scratch::new(name);
     let options = tiny::Options { ram: ram.clone(), log, uid, ..tiny::Options::default() };
     let mut guest = Tiny::start_with(&scratch, &scratch.name("w"), &options);
@@ -37,7 +37,7 @@ fn every_way_to_write(name: &str, ram: tiny::Ram, log: &'static str, uid: Option
         guest.run(&format!("poke {} 7 {round}", first + 50));
         guest.run(&format!("fill {} 3", first + 120));
         guest.run(&format!("zero {} 20", first + 150));
-        match (round % 4, ram == tiny::Ram::Anonymous) {
+        match (round % 4, *ram == tiny::Ram::Anonymous) {
             (0, _) => guest.run(&format!("madvise 0 {} 5 dontneed", first + 10)),
             (1, false) => guest.run(&format!("punch 0 {} 9", first + 60)),
             (2, false) => guest.run(&format!("madvise 0 {} 4 remove", first + 90)),
@@ -59,28 +59,28 @@ fn every_way_to_write(name: &str, ram: tiny::Ram, log: &'static str, uid: Option
 
 #[test]
 fn memfd_ram_without_kvm_dirty_log() {
-    every_way_to_write("memfd", tiny::Ram::Memfd, "none", None);
+    every_way_to_write("memfd", &tiny::Ram::Memfd, "none", None);
 }
 
 #[test]
 fn memfd_ram_with_dirty_ring() {
-    every_way_to_write("ring", tiny::Ram::Memfd, "ring", None);
+    every_way_to_write("ring", &tiny::Ram::Memfd, "ring", None);
 }
 
 #[test]
 fn shm_file_ram_with_dirty_bitmap_of_an_ordinary_user() {
     let scratch = Scratch::new("path");
-    every_way_to_write("shm", tiny::Ram::File(scratch.shm("ram")), "bitmap", Some(65534));
+    every_way_to_write("shm", &tiny::Ram::File(scratch.shm("ram")), "bitmap", Some(65534));
 }
 
 #[test]
 fn anonymous_ram_without_kvm_dirty_log() {
-    every_way_to_write("anon", tiny::Ram::Anonymous, "none", None);
+    every_way_to_write("anon", &tiny::Ram::Anonymous, "none", None);
 }
 
 #[test]
 fn anonymous_ram_with_dirty_ring() {
-    every_way_to_write("aring", tiny::Ram::Anonymous, "ring", None);
+    every_way_to_write("aring", &tiny::Ram::Anonymous, "ring", None);
 }
 
 /// Slots come, move and go while the guest writes into them.
