@@ -7,7 +7,6 @@ use std::{
 };
 
 use indexer::{
-    units::Hva,
     vm::descriptor::ProcessId,
     watch::process::{Process, identify},
 };
@@ -180,10 +179,6 @@ impl Drop for Victim {
             self.reap();
         }
     }
-}
-
-pub(crate) fn hva(address: *const u8) -> Hva {
-    Hva(address as u64)
 }
 
 /// Monotonic time in microseconds, safe after fork.
