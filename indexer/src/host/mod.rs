@@ -57,7 +57,7 @@ impl Default for HostOptions {
             filter: NameFilter::all(),
             tracker: TrackerOptions::default(),
             hooks: HookOptions::default(),
-            sweep: Duration::from_millis(300),
+            sweep: Duration::from_millis(400),
         }
     }
 }
