@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -41,8 +41,16 @@ fn stop(child: Child) -> (Duration, Output) {
 }
 
 fn refusal(folder: &Path, arguments: &[&str]) -> String {
-    let output = memdexd(folder, arguments).output().unwrap();
-    assert!(!output.status.success(), "{arguments:?} was accepted");
+    let mut child = memdexd(folder, arguments).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.code().is_some_and(|code| code != 0), "{arguments:?} was accepted");
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(!text.contains("panicked"), "{text}");
     text
@@ -112,7 +120,9 @@ fn what_cannot_work_is_refused_with_a_sentence() {
     says(&["--config", config.to_str().unwrap()], "lisen");
     fs::write(&config, "listen = ['tls://127.0.0.1:1']\n[tls]\ncertificate = '/nonexistent'\nkey = '/nonexistent'").unwrap();
     says(&["--config", config.to_str().unwrap()], "/nonexistent");
-    fs::write(folder.path().join("token"), "open").unwrap();
+    let token = folder.path().join("token");
+    fs::write(&token, "open").unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o644)).unwrap();
     says(&["--listen", &format!("tcp://127.0.0.1:{}", free_port())], "chmod 600");
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
 }
