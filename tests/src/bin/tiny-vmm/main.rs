@@ -1,0 +1,132 @@
+//! A virtual machine monitor of a few hundred lines, driven by lines on stdin, so that a test can make one KVM guest
+//! write exactly the pages it names. Owns the command line and the protocol; the machine itself is in [`machine`].
+//!
+//! It is a process of its own because that is what memdexd looks at, and because a test can kill it.
+//!
+//! ```text
+//! tiny-vmm [--mib 16] [--ram memfd|anon|PATH] [--log none|bitmap|ring] [--uid UID]
+//!
+//! write FIRST COUNT SEED      the guest writes COUNT pages from guest page FIRST; page i holds pattern SEED+i
+//! zero FIRST COUNT            the guest writes zeros over what `write` left
+//! poke FIRST COUNT SEED       as `write`, by the VMM itself, as device emulation does
+//! fill FIRST COUNT            read(2) of random bytes into the pages: the kernel writes
+//! loop RATE FIRST COUNT       the guest writes RATE random pages a second out of the range until `pause`
+//! pause | resume              stop and go on with the loop; nothing is written after the answer to `pause`
+//! slot add ID PAGE PAGES      plugs memory in at guest page PAGE
+//! slot del ID                 takes it out and unmaps it
+//! slot move ID PAGE           moves it to another guest page
+//! punch ID PAGE COUNT         fallocate(PUNCH_HOLE) in the slot's RAM file
+//! madvise ID PAGE COUNT remove|dontneed
+//! truncate ID PAGES           ftruncate of the slot's RAM file under the running VM
+//! dirty                       pages KVM's own dirty log or ring has reported so far
+//! layout                      `slot ID PAGE PAGES ADDRESS` for each slot, `;` between them
+//! quit
+//! ```
+//! The first line out is `ready`; then one line for each command: `ok …` or `error …`.
+
+mod machine;
+mod ram;
+mod ring;
+
+use std::io::{BufRead, Write};
+
+use machine::{Log, Machine, Options};
+use ram::{Discard, RamKind};
+
+type Result<T> = std::result::Result<T, String>;
+
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("tiny-vmm: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<()> {
+    let machine = Machine::new(&parse_options(std::env::args().skip(1))?)?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "ready").map_err(|e| e.to_string())?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line.map_err(|e| e.to_string())?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words == ["quit"] {
+            break;
+        }
+        let answer = match execute(&machine, &words) {
+            Ok(text) => format!("ok {text}"),
+            Err(error) => format!("error {error}"),
+        };
+        writeln!(out, "{answer}").map_err(|e| e.to_string())?;
+    }
+    machine.stop_loop();
+    Ok(())
+}
+
+fn parse_options(mut words: impl Iterator<Item = String>) -> Result<Options> {
+    let mut options = Options { pages: 16 << 8, ram: RamKind::Memfd, log: Log::None, uid: None };
+    while let Some(option) = words.next() {
+        let value = words.next().ok_or_else(|| format!("{option} wants a value"))?;
+        match option.as_str() {
+            "--mib" => options.pages = number(&value)? << 8,
+            "--uid" => options.uid = Some(number(&value)? as u32),
+            "--ram" => {
+                options.ram = match value.as_str() {
+                    "memfd" => RamKind::Memfd,
+                    "anon" => RamKind::Anonymous,
+                    path => RamKind::File(path.into()),
+                }
+            }
+            "--log" => {
+                options.log = match value.as_str() {
+                    "none" => Log::None,
+                    "bitmap" => Log::Bitmap,
+                    "ring" => Log::Ring,
+                    other => return Err(format!("--log {other} is not none, bitmap or ring")),
+                }
+            }
+            // For the test of hostile command lines: whatever a real VMM might be given is taken and ignored.
+            "-name" | "--name" => {}
+            other => return Err(format!("unknown option {other}")),
+        }
+    }
+    Ok(options)
+}
+
+fn execute(machine: &Machine, words: &[&str]) -> Result<String> {
+    match words {
+        ["write", first, count, seed] => {
+            machine.guest_write(number(first)?, number(count)?, number(seed)? as u32)
+        }
+        ["zero", first, count] => machine.guest_zero(number(first)?, number(count)?),
+        ["poke", first, count, seed] => machine.poke(number(first)?, number(count)?, number(seed)? as u32),
+        ["fill", first, count] => machine.fill(number(first)?, number(count)?),
+        ["loop", rate, first, count] => machine.start_loop(number(rate)?, number(first)?, number(count)?),
+        ["pause"] => machine.pause(),
+        ["resume"] => machine.resume(),
+        ["slot", "add", id, page, pages] => {
+            machine.add_slot(number(id)? as u32, number(page)?, number(pages)?)
+        }
+        ["slot", "del", id] => machine.delete_slot(number(id)? as u32),
+        ["slot", "move", id, page] => machine.move_slot(number(id)? as u32, number(page)?),
+        ["punch", id, page, count] => {
+            machine.discard(number(id)? as u32, number(page)?, number(count)?, Discard::PunchHole)
+        }
+        ["madvise", id, page, count, how] => {
+            let how = match *how {
+                "remove" => Discard::MadviseRemove,
+                "dontneed" => Discard::MadviseDontneed,
+                other => return Err(format!("madvise {other} is not remove or dontneed")),
+            };
+            machine.discard(number(id)? as u32, number(page)?, number(count)?, how)
+        }
+        ["truncate", id, pages] => machine.truncate(number(id)? as u32, number(pages)?),
+        ["dirty"] => machine.dirty(),
+        ["layout"] => machine.layout(),
+        _ => Err(format!("unknown command {words:?}")),
+    }
+    .map_err(|error| format!("{words:?}: {error}"))
+}
+
+fn number(word: &str) -> Result<u64> {
+    word.parse().map_err(|_| format!("{word:?} is not a number"))
+}

@@ -1,0 +1,186 @@
+//! Guest RAM of the tiny VMM: one mapping, and what a VMM may do to it behind the guest's back. Owns the mapping
+//! and its file; knows nothing of KVM.
+#![expect(unsafe_code, reason = "maps memory and hands its address to KVM and to system calls")]
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Read,
+    path::PathBuf,
+};
+
+use rustix::{
+    fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create},
+    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap},
+};
+
+/// Bytes in a page.
+pub(crate) const PAGE: u64 = 4096;
+/// RAM starts on a huge page boundary, as in real VMMs.
+const ALIGN: u64 = 2 << 20;
+/// Where in a page the pattern stands: first bytes, somewhere in the second half, last bytes.
+pub(crate) const PATTERN_OFFSETS: [u32; 3] = [0, 2052, 4092];
+
+/// What stands behind the memory.
+#[derive(Clone)]
+pub(crate) enum RamKind {
+    Memfd,
+    Anonymous,
+    /// A file at this path; further slots append `.ID`.
+    File(PathBuf),
+}
+
+/// A way to give pages back to the host.
+#[derive(Clone, Copy)]
+pub(crate) enum Discard {
+    PunchHole,
+    MadviseRemove,
+    MadviseDontneed,
+}
+
+/// One mapping of guest RAM, with an inaccessible page on both sides so that it never merges with a neighbour.
+pub(crate) struct Ram {
+    reservation: *mut u8,
+    reserved: usize,
+    start: *mut u8,
+    pages: u64,
+    file: Option<File>,
+}
+
+// SAFETY: the pointers are to memory that lives as long as the value and that is only reached through volatile or
+// kernel writes; the guest writes to it at any time anyway, and nothing here relies on its content.
+unsafe impl Send for Ram {}
+// SAFETY: as above.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    pub(crate) fn new(kind: &RamKind, id: u32, pages: u64) -> Result<Self, String> {
+        let len = pages * PAGE;
+        let file = match kind {
+            RamKind::Anonymous => None,
+            RamKind::Memfd => {
+                let fd = memfd_create(format!("tiny-ram-{id}"), MemfdFlags::CLOEXEC)
+                    .map_err(|e| format!("memfd_create: {e}"))?;
+                Some(File::from(fd))
+            }
+            RamKind::File(path) => {
+                let path = if id == 0 { path.clone() } else { format!("{}.{id}", path.display()).into() };
+                let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+                Some(file.map_err(|e| format!("{}: {e}", path.display()))?)
+            }
+        };
+        if let Some(file) = &file {
+            file.set_len(len).map_err(|e| format!("set the RAM file's length: {e}"))?;
+        }
+        let reserved = (len + ALIGN + 2 * PAGE) as usize;
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+        let reservation = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                reserved,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(|e| format!("reserve address space: {e}"))?
+        .cast::<u8>();
+        let offset = (reservation as u64 + PAGE).next_multiple_of(ALIGN) - reservation as u64;
+        // SAFETY: the reservation is ALIGN + two pages longer than `len`, so the range lies within it.
+        let start = unsafe { reservation.add(offset as usize) };
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: MAP_FIXED replaces a part of our own reservation, which nobody uses yet.
+        let mapped = unsafe {
+            match &file {
+                Some(file) => {
+                    mmap(start.cast(), len as usize, access, MapFlags::SHARED | MapFlags::FIXED, file, 0)
+                }
+                None => mmap_anonymous(
+                    start.cast(),
+                    len as usize,
+                    access,
+                    MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+                ),
+            }
+        };
+        mapped.map_err(|e| format!("map guest RAM: {e}"))?;
+        Ok(Self { reservation, reserved, start, pages, file })
+    }
+
+    /// Address in this process.
+    pub(crate) fn address(&self) -> u64 {
+        self.start as u64
+    }
+
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    fn at(&self, page: u64, count: u64) -> Result<*mut u8, String> {
+        if page + count > self.pages {
+            return Err(format!("pages {page}+{count} are outside the slot's {}", self.pages));
+        }
+        // SAFETY: checked above to lie within the mapping.
+        Ok(unsafe { self.start.add((page * PAGE) as usize) })
+    }
+
+    /// Copies bytes to the start of a page.
+    pub(crate) fn put(&self, page: u64, bytes: &[u8]) -> Result<(), String> {
+        let target = self.at(page, (bytes.len() as u64).div_ceil(PAGE))?;
+        for (offset, byte) in bytes.iter().enumerate() {
+            // SAFETY: `at` has checked the range; volatile, since the guest may look at it at any time.
+            unsafe { target.add(offset).write_volatile(*byte) };
+        }
+        Ok(())
+    }
+
+    /// Writes the same pattern as the guest's program.
+    pub(crate) fn poke(&self, page: u64, key: u32) -> Result<(), String> {
+        let target = self.at(page, 1)?;
+        for offset in PATTERN_OFFSETS {
+            // SAFETY: every offset and four bytes lie within the page that `at` has checked; each is 4-aligned.
+            unsafe { target.add(offset as usize).cast::<u32>().write_volatile(key) };
+        }
+        Ok(())
+    }
+
+    /// Lets the kernel write random bytes into pages.
+    pub(crate) fn fill(&self, page: u64, count: u64) -> Result<(), String> {
+        let target = self.at(page, count)?;
+        // SAFETY: `at` has checked the range. A slice over memory that the guest may write meanwhile is only passed
+        // on to read(2), which does not look at it.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(target, (count * PAGE) as usize) };
+        let mut random = File::open("/dev/urandom").map_err(|e| format!("/dev/urandom: {e}"))?;
+        random.read_exact(bytes).map_err(|e| format!("read into guest RAM: {e}"))
+    }
+
+    pub(crate) fn discard(&self, page: u64, count: u64, how: Discard) -> Result<(), String> {
+        let target = self.at(page, count)?;
+        let len = count * PAGE;
+        match how {
+            Discard::PunchHole => {
+                let file = self.file.as_ref().ok_or("anonymous RAM has no file to punch")?;
+                let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fallocate(file, mode, page * PAGE, len).map_err(|e| format!("fallocate: {e}"))
+            }
+            Discard::MadviseRemove | Discard::MadviseDontneed => {
+                let advice = match how {
+                    Discard::MadviseRemove => Advice::LinuxRemove,
+                    _ => Advice::LinuxDontNeed,
+                };
+                // SAFETY: the range is guest RAM, whose content nothing here relies on.
+                unsafe { madvise(target.cast(), len as usize, advice) }.map_err(|e| format!("madvise: {e}"))
+            }
+        }
+    }
+
+    pub(crate) fn truncate(&self, pages: u64) -> Result<(), String> {
+        let file = self.file.as_ref().ok_or("anonymous RAM has no file to truncate")?;
+        ftruncate(file, pages * PAGE).map_err(|e| format!("ftruncate: {e}"))
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: the reservation with the RAM in it is ours, and its slot has been taken out of the VM before.
+        let _ = unsafe { munmap(self.reservation.cast(), self.reserved) };
+    }
+}

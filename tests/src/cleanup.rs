@@ -1,0 +1,125 @@
+//! One test's files and processes. Owns a folder, a prefix of file names in /dev/shm and a mark in the environment of
+//! every process that is started; removes what carries them, also when the test panics, and fails a test that
+//! would have left something over.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Environment variable that marks the processes of a test.
+const MARK: &str = "MEMDEX_TEST_MARK";
+/// How long processes that were told to end may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a test owns. Declare it first: it must be dropped last.
+#[derive(Debug)]
+pub struct Scratch {
+    mark: String,
+    folder: tempfile::TempDir,
+}
+
+impl Scratch {
+    /// A new, empty scratch space. `name` appears in file names; a few letters will do.
+    ///
+    /// # Panics
+    /// If no folder can be made.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let mark =
+            format!("memdex-test-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let folder =
+            tempfile::Builder::new().prefix(&mark).tempdir().expect("a temporary folder can be made");
+        // An ordinary user's QEMU must get at its sockets here.
+        fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("our own folder's mode can be set");
+        Self { mark, folder }
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A path in the folder.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A path in /dev/shm that no other test has.
+    #[must_use]
+    pub fn shm(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/dev/shm/{}-{name}", self.mark))
+    }
+
+    /// Prefix for names of VMs that no other test's daemon includes.
+    #[must_use]
+    pub fn mark(&self) -> &str {
+        &self.mark
+    }
+
+    /// A command whose process belongs to this test.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env(MARK, &self.mark);
+        command
+    }
+
+    /// Living processes that carry the mark.
+    fn processes(&self) -> Vec<(u32, String)> {
+        let wanted = format!("{MARK}={}", self.mark);
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter(|pid| *pid != std::process::id())
+            .filter(|pid| {
+                let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes())
+            })
+            .map(|pid| (pid, fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default()))
+            .collect()
+    }
+
+    /// Files in /dev/shm that carry the mark.
+    fn shm_files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+        let ours = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| {
+                name.to_string_lossy().strip_prefix(&self.mark).is_some_and(|rest| rest.starts_with('-'))
+            })
+        };
+        entries.map(|entry| entry.path()).filter(ours).collect()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let begun = Instant::now();
+        let mut processes = self.processes();
+        while !processes.is_empty() && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(20));
+            processes = self.processes();
+        }
+        for (pid, _) in &processes {
+            if let Some(pid) = Pid::from_raw(*pid as i32) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        let files = self.shm_files();
+        for file in &files {
+            let _ = fs::remove_file(file);
+        }
+        if !std::thread::panicking() {
+            assert!(processes.is_empty(), "processes were left running: {processes:?}");
+            assert!(files.is_empty(), "RAM files were left in /dev/shm: {files:?}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The independent judge: reads every page of a guest's RAM itself, hashes it with plain BLAKE3, and compares with what
+//! memdex says. Owns the comparison; uses no code of memdex.
+
+use std::fmt;
+
+use crate::{
+    Daemon, PAGE,
+    address_space::{Mapping, Source, mappings},
+    contract::{Coverage, Page, State, Vm},
+};
+
+/// Differences kept in a report.
+const EXAMPLES: usize = 16;
+
+/// What a comparison found.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Pages compared.
+    pub checked: u64,
+    /// Pages in each state as the map showed them: absent, zero, current, stale.
+    pub states: [u64; 4],
+    /// Pages that differ.
+    pub differing: u64,
+    /// The first of them, in words.
+    pub examples: Vec<String>,
+}
+
+impl Report {
+    /// Fails the test unless every page was right and none stale.
+    ///
+    /// # Panics
+    /// If a page differs.
+    pub fn expect_exact(&self, context: &str) {
+        assert!(self.differing == 0 && self.checked > 0, "{context}: {self}");
+    }
+
+    fn add(&mut self, page: &Page, problem: Option<String>) {
+        self.checked += 1;
+        self.states[page.state as usize] += 1;
+        if let Some(problem) = problem {
+            self.differing += 1;
+            if self.examples.len() < EXAMPLES {
+                let Page { page: number, region, offset, .. } = page;
+                self.examples.push(format!("page {number} (region {region}, offset {offset:#x}): {problem}"));
+            }
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [absent, zero, current, stale] = self.states;
+        write!(
+            f,
+            "{} of {} pages differ (map: {absent} absent, {zero} zero, {current} current, {stale} stale)",
+            self.differing, self.checked
+        )?;
+        self.examples.iter().try_for_each(|example| write!(f, "\n  {example}"))
+    }
+}
+
+/// Compares every page of a VM's map with its RAM. The guest must be paused and the map synced: a stale page counts as
+/// a difference.
+///
+/// # Panics
+/// If the map has not the shape of the contract, or the RAM can't be found.
+#[must_use]
+pub fn compare(daemon: &Daemon, vm: &Vm) -> Report {
+    let vm = daemon.vm_of(vm.pid).unwrap_or_else(|| panic!("{} has vanished from the daemon", vm.name));
+    let pages = daemon.pages(&vm.id);
+    compare_pages(&vm, &pages)
+}
+
+/// As [`compare`], with a map that was taken before.
+///
+/// # Panics
+/// If the map has not the shape of the contract, or the RAM can't be found.
+#[must_use]
+pub fn compare_pages(vm: &Vm, pages: &[Page]) -> Report {
+    check_shape(vm, pages);
+    let all = mappings(vm.pid);
+    let sources: Vec<Source> =
+        vm.coverage.iter().map(|region| Source::of(vm.pid, find(region, pages, &all))).collect();
+    let mut report = Report::default();
+    for page in pages {
+        let problem = judge(page, &sources[page.region as usize]);
+        report.add(page, problem);
+    }
+    report
+}
+
+/// What a page's state claims, held against its bytes.
+fn judge(page: &Page, source: &Source) -> Option<String> {
+    let mut bytes = [0; PAGE as usize];
+    let truth = match source.read(page.offset, &mut bytes) {
+        Some(()) if bytes.iter().any(|byte| *byte != 0) => Some(blake3::hash(&bytes).to_hex().to_string()),
+        _ => None,
+    };
+    match (page.state, &page.fingerprint, truth) {
+        (State::Stale, ..) => Some("stale after sync".to_owned()),
+        (State::Absent | State::Zero, None, None) => None,
+        (State::Current, Some(shown), Some(truth)) if *shown == truth => None,
+        (state, shown, truth) => Some(format!(
+            "map says {state:?} {} in generation {}, memory holds {}",
+            shown.as_deref().unwrap_or("-"),
+            page.generation,
+            truth.as_deref().unwrap_or("zeros")
+        )),
+    }
+}
+
+/// The promises of the contract that need no look at memory.
+fn check_shape(vm: &Vm, pages: &[Page]) {
+    let covered: u64 = vm.coverage.iter().map(|region| region.pages).sum();
+    assert_eq!(vm.page_size, PAGE);
+    assert_eq!(vm.memory_bytes, covered * PAGE, "memory_bytes and coverage disagree: {vm:?}");
+    assert_eq!(pages.len() as u64, covered, "`pages` has not a line for each page: {vm:?}");
+    let mut expected =
+        vm.coverage.iter().enumerate().flat_map(|(index, region)| {
+            (0..region.pages).map(move |i| (region.first_page + i, index as u32))
+        });
+    for page in pages {
+        assert_eq!(expected.next(), Some((page.page, page.region)), "wrong order in `pages`");
+        assert!(page.offset.is_multiple_of(PAGE));
+        assert!(page.generation <= vm.generation.max(page.generation));
+    }
+}
+
+/// The mapping a region stands for: its file by name, anonymous memory by size.
+fn find<'a>(region: &Coverage, pages: &[Page], mappings: &'a [Mapping]) -> &'a Mapping {
+    let first = pages[region.first_page as usize].offset;
+    let end = first + region.pages * PAGE;
+    let name = region.region.trim_end_matches(" (deleted)").trim_start_matches('/');
+    let of_file = |mapping: &&Mapping| {
+        let path = mapping.path.trim_end_matches(" (deleted)").trim_start_matches('/');
+        let covers = mapping.offset <= first && end <= mapping.offset + (mapping.end - mapping.start);
+        mapping.shared && !path.is_empty() && path == name && covers
+    };
+    let of_size = |mapping: &&Mapping| !mapping.shared && mapping.pages() == region.pages;
+    let by_name: Vec<&Mapping> = mappings.iter().filter(of_file).collect();
+    let candidates = if by_name.is_empty() { mappings.iter().filter(of_size).collect() } else { by_name };
+    // The same file mapped twice is still the same RAM.
+    let same = candidates.windows(2).all(|two| two[0].shared && two[0].path == two[1].path);
+    match candidates.first() {
+        Some(mapping) if same => mapping,
+        _ => panic!("{} mappings could be region {region:?}: {mappings:#?}", candidates.len()),
+    }
+}
