@@ -1,2 +1,145 @@
-//! x
-fn main() {}
+//! memdexd: configuration → log → host → listeners → serve → stop.
+//!
+//! Owns the life of the process: what it does in which order, signals, exit codes. Everything else is the library's.
+#![forbid(unsafe_code)]
+
+mod abilities;
+mod cli;
+mod log;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use clap::Parser;
+use indexer::{
+    api::{self, ApiState},
+    config::Config,
+    host::{Host, HostOptions},
+    listen::{AccessToken, Listener, Server, token_file},
+    peer::Peers,
+    vm::filter::NameFilter,
+    watch::{ebpf::HookOptions, tracker::TrackerOptions},
+};
+use migrate_client::Token;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Time that requests under way have to end once a stop is asked for. With what follows it stays below five seconds.
+const FINISH: Duration = Duration::from_millis(2500);
+/// Time to let go of the VMs.
+const LET_GO: Duration = Duration::from_millis(1500);
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let hook_debug = cli.hook_debug;
+    let config = match Config::load(cli.config.clone().as_deref(), cli.overrides()) {
+        Ok(config) => config,
+        // The log is not set up yet: its filter is in the configuration.
+        Err(error) => return refuse(&error, 2),
+    };
+    if let Err(error) = log::start(config.log.as_deref()) {
+        return refuse(&*error, 2);
+    }
+    raise_file_limit();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("memdex-http").build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&error, 1),
+    };
+    let result = runtime.block_on(run(config, hook_debug));
+    // Threads that still copy or hash for a request that nobody waits for are not waited for either.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn refuse(error: &dyn std::error::Error, code: u8) -> ExitCode {
+    eprintln!("memdexd: {error}");
+    ExitCode::from(code)
+}
+
+async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
+    let stop = CancellationToken::new();
+    // Before anything is attached to a VM: a signal must always end in an orderly stop.
+    let signals = stop_on_signals(stop.clone())?;
+    let token = if config.wants_token() {
+        Some(AccessToken::load_or_create(&token_file())?)
+    } else {
+        // Peers may want it all the same. Without one only Unix sockets can be asked.
+        token_file().exists().then(|| AccessToken::load(&token_file())).transpose()?
+    };
+    let ours = token.as_ref().map(|token| Token::new(token.expose())).transpose()?;
+    let peers = Peers::new(config.peers.clone(), ours, config.tls.ca.clone());
+
+    // Sockets come first: whoever finds another daemon serving must not have touched a VM.
+    let mut listeners = Vec::new();
+    for url in &config.listen {
+        listeners.push(Listener::bind(url, &config.tls).await?);
+    }
+    abilities::report();
+    let options = options(&config, hook_debug)?;
+    let host = tokio::task::spawn_blocking(|| Host::start(options)).await??;
+
+    let state = ApiState::new(host.clone(), peers, token, stop.clone());
+    let counters = state.figures();
+    let (app, _) = api::router(state);
+    let server = Server::new(app, Arc::clone(&counters), stop.clone());
+    for listener in listeners {
+        server.serve(listener);
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "memdexd is ready");
+
+    stop.cancelled().await;
+    server.finish(FINISH).await;
+    let letting_go = tokio::task::spawn_blocking(move || host.stop());
+    if tokio::time::timeout(LET_GO, letting_go).await.is_err() {
+        tracing::warn!("some VMs could not be let go in time: their memory stays write-protected until the next start");
+    }
+    tracing::info!("memdexd has stopped");
+    signals.abort();
+    Ok(())
+}
+
+fn options(config: &Config, hook_debug: bool) -> Result<HostOptions, Failure> {
+    Ok(HostOptions {
+        hash_threads: Some(config.hash_threads),
+        filter: NameFilter::new(&config.include, &config.exclude)?,
+        tracker: TrackerOptions { tick: config.tick, ..TrackerOptions::default() },
+        hooks: HookOptions { debug: hook_debug },
+        ..HostOptions::default()
+    })
+}
+
+/// The first SIGTERM or SIGINT asks for a stop, the second one ends the process at once.
+fn stop_on_signals(stop: CancellationToken) -> Result<tokio::task::JoinHandle<()>, Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stop.is_cancelled() {
+                tracing::warn!("a second signal: ending at once");
+                std::process::exit(130);
+            }
+            tracing::info!("stopping; a second signal ends memdexd at once");
+            stop.cancel();
+        }
+    }))
+}
+
+/// Connections are files: takes as many as the system allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}

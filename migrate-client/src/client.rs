@@ -127,11 +127,17 @@ impl Client {
                 why: "a lookup has at most 2³² fingerprints: split it".to_owned(),
             }));
         }
-        stream::iter(fingerprints.chunks(limits::MAX_LOOKUP).enumerate())
+        // The futures are made here, not in a closure of the stream: so the compiler can tell that they are `Send`, and
+        // a server can wait for this in its handlers. Nothing is sent or encoded before its turn.
+        let batches: Vec<_> = fingerprints
+            .chunks(limits::MAX_LOOKUP)
+            .enumerate()
             .map(|(number, list)| async move {
                 let first = (number * limits::MAX_LOOKUP) as u32;
                 self.lookup_once(list).await.map(|held| (first, held))
             })
+            .collect();
+        stream::iter(batches)
             .buffered(limits::LOOKUPS_AT_ONCE)
             .try_fold(RoaringBitmap::new(), |mut all, (first, held)| async move {
                 all.extend(held.into_iter().map(|position| first + position));

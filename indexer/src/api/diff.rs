@@ -3,6 +3,7 @@
 //! Owns the counting. Each distinct fingerprint crosses the wire once, however many pages have it, and no page is read:
 //! the map answers. Memory is bounded: a VM with more current pages than [`PASS`] is done in several passes, each over
 //! its own share of all fingerprints.
+#![expect(unused_qualifications, reason = "the path macro of utoipa names the query type in full")]
 
 use std::{
     collections::HashMap,

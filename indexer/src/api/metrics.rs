@@ -37,8 +37,8 @@ fn render(state: &ApiState) -> String {
     out.sample("memdex_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     vms(&mut out, state);
     hooks(&mut out, state);
-    set(&mut out, HostMetrics::descriptions(), &[(Vec::new(), state.host.metrics())]);
-    set(&mut out, HttpCounters::descriptions(), &[(Vec::new(), state.figures.read())]);
+    host(&mut out, state);
+    set(&mut out, HttpCounters::descriptions(), &[(Vec::new(), &*state.figures)]);
     requests(&mut out, state);
     process(&mut out);
     out.0

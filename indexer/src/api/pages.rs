@@ -1,6 +1,7 @@
 //! `GET /v1/vms/{vm}/pages`: the page map, in three forms.
 //!
 //! Streams one snapshot, so an answer is consistent however long it takes, and holds two pieces of it at most.
+#![expect(unused_qualifications, reason = "the path macro of utoipa names the query type in full")]
 
 use axum::{
     body::Body,
