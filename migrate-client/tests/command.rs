@@ -155,6 +155,7 @@ fn diff_says_what_is_new_and_what_is_there_already() {
     let diff: Value =
         serde_json::from_str(&done(&host.unix, &["diff", "vm1", "--to", "tls://host-2:7373", "-o", "json"]))
             .unwrap();
+    assert!(done(&host.unix, &["diff", "vm1", "--to", "rack-2_b"]).contains("vm1 to rack-2_b"));
     for part in ["pages", "bytes"] {
         let of = |key: &str| diff[part][key].as_u64().unwrap();
         assert_eq!(of("zero") + of("matched") + of("missing") + of("stale"), of("total"));
@@ -213,6 +214,8 @@ fn every_failure_has_its_exit_code_and_one_sentence() {
         (2, &unix, &["sync", "vm1", "--timeout", "11m"]),
         (2, &unix, &["diff", "vm1"]),
         (2, &unix, &["diff", "vm1", "--to", "http://h:1"]),
+        (2, &unix, &["diff", "vm1", "--to", "host-2:7373"]),
+        (2, &unix, &["diff", "vm1", "--to", ""]),
         (2, &unix, &["top", "--interval", "1ms"]),
         (3, &unix, &["pages", "nothing"]),
         (3, &unix, &["sync", "nothing"]),

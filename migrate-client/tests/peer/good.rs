@@ -131,6 +131,8 @@ fn vm(id: &str, name: &str, pid: u32) -> VmInfo {
         region: region.to_owned(),
         first_page,
         pages,
+        // The second region begins where the first one ends in the file.
+        offset: first_page * 4096,
         status: CoverageStatus::Exact,
         reason: None,
     };
@@ -171,7 +173,7 @@ pub fn page(n: u64) -> PageRecord {
     PageRecord {
         page: n,
         region,
-        offset: (n - u64::from(region) * FIRST_REGION) * 4096,
+        offset: n * 4096,
         state,
         fingerprint: (state == PageState::Current).then(|| content(n)),
         generation: n,
