@@ -98,7 +98,8 @@ impl Client {
         self.0.json(request, Deadline::work("the sync", timeout.saturating_add(limits::SYNC_GRACE))).await
     }
 
-    /// What the host at `to` lacks of a VM. `to` is a [`HostUrl`] as text, seen from the host that is asked.
+    /// What the host at `to` lacks of a VM. `to` is a [`HostUrl`] as text, seen from the host that is asked, or the name
+    /// of a peer that it knows.
     ///
     /// # Errors
     /// `is_unreachable()` also if the host that is asked cannot reach the other.

@@ -220,33 +220,32 @@ const fn token_advice(sent: bool) -> &'static str {
 }
 
 fn connect_advice(host: &HostUrl, error: &reqwest::Error) -> &'static str {
-    let kind = sources(error).find_map(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let kind = causes(error).find_map(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);
     match (host, kind) {
         (HostUrl::Unix(_), Some(io::ErrorKind::PermissionDenied)) => {
             "run as root or as a member of the group memdex"
         }
         (HostUrl::Unix(_), _) => "start memdexd there, or give another --host",
-        (HostUrl::Tls(_), _) if sources(error).any(<dyn Error>::is::<rustls::Error>) || tls_inside(error) => {
+        (HostUrl::Tls(_), _) if causes(error).any(<dyn Error>::is::<rustls::Error>) => {
             "see whether it speaks TLS and its certificate comes from an authority that is trusted here (--ca FILE)"
         }
         _ => "see whether memdexd listens there and no firewall is between",
     }
 }
 
-/// `io::Error` wraps the TLS library's error without listing it as a source.
-fn tls_inside(error: &reqwest::Error) -> bool {
-    sources(error)
-        .filter_map(|e| e.downcast_ref::<io::Error>())
-        .any(|e| e.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>))
-}
-
-fn sources(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    std::iter::successors(Some(error as &(dyn Error + 'static)), |&e| e.source())
+/// The error and what is behind it. `io::Error` does not list the error it wraps as its source, only that one's.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(Some(error as &(dyn Error + 'static)), |&error| {
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
+            None => error.source(),
+        }
+    })
 }
 
 fn innermost(error: &reqwest::Error) -> String {
     // A time-out to connect has "operation timed out" there already.
-    sources(error).last().map_or_else(|| error.to_string(), ToString::to_string)
+    causes(error).last().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 fn shorten(text: &str) -> String {

@@ -239,7 +239,8 @@ impl PagesHeader {
     }
 }
 
-/// Appends one record of a page map. Its `offset` is not sent: the coverage list gives each region's first page.
+/// Appends one record of a page map. Its `offset` is not sent: the coverage list gives each region's first page and
+/// that one's offset.
 pub fn encode_page(record: &PageRecord, out: &mut Vec<u8>) {
     out.extend_from_slice(&record.page.to_le_bytes());
     out.extend_from_slice(&record.generation.to_le_bytes());

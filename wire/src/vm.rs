@@ -108,6 +108,9 @@ pub struct RegionCoverage {
     pub first_page: u64,
     /// Pages in the region.
     pub pages: u64,
+    /// Byte offset of the region's first page: where it begins in a RAM file, else 0.
+    #[serde(default)]
+    pub offset: u64,
     /// `exact`, `advisory`, or `unreadable`.
     pub status: CoverageStatus,
     /// Why it is not `exact`.

@@ -6,7 +6,7 @@ use memdex_wire::{
     diff::{Diff, DiffCounts},
     vm::Tracking,
 };
-use migrate_client::{HostUrl, printable};
+use migrate_client::{HostUrl, ParseHostUrlError, printable};
 
 use super::{Context, Failure};
 use crate::{
@@ -23,15 +23,22 @@ use crate::{
 pub(super) struct Arguments {
     /// Id, name or pid of the VM.
     vm: String,
-    /// The other host, as seen from the one that is asked: tls://host:port, tcp://host:port or unix:/path.
-    #[arg(long, value_name = "URL")]
-    to: HostUrl,
+    /// The other host, as seen from the one that is asked: tls://host:port, tcp://host:port or unix:/path, or the name
+    /// of a peer that its daemon knows.
+    #[arg(long, value_name = "URL", value_parser = to)]
+    to: String,
+}
+
+/// A mistyped URL is found here; whether a name is a peer's, only the daemon can say.
+fn to(text: &str) -> Result<String, ParseHostUrlError> {
+    let is_name =
+        !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if is_name { Ok(text.to_owned()) } else { text.parse::<HostUrl>().map(|url| url.to_string()) }
 }
 
 pub(super) async fn run(mut context: Context, arguments: Arguments) -> Result<(), Failure> {
     let mut progress = context.progress("diff", &arguments.vm);
-    let to = arguments.to.to_string();
-    let diff = progress.during(context.client.diff(&arguments.vm, &to)).await?;
+    let diff = progress.during(context.client.diff(&arguments.vm, &arguments.to)).await?;
     progress.finish();
     match context.output.format() {
         Format::Json | Format::Jsonl => context.output.document(&diff)?,

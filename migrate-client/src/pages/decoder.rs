@@ -46,11 +46,15 @@ pub(super) struct Decoder {
 struct Region {
     first_page: u64,
     pages: u64,
+    offset: u64,
 }
 
 impl Decoder {
     pub(super) fn new(coverage: &[RegionCoverage]) -> Self {
-        let regions = coverage.iter().map(|r| Region { first_page: r.first_page, pages: r.pages }).collect();
+        let regions = coverage
+            .iter()
+            .map(|r| Region { first_page: r.first_page, pages: r.pages, offset: r.offset })
+            .collect();
         Self {
             regions,
             rest: Vec::with_capacity(PAGE_RECORD),
@@ -141,7 +145,10 @@ impl Decoder {
         }
         let region = self.regions.get(record.region as usize).ok_or(Fault::Layout)?;
         let within = page.checked_sub(region.first_page).filter(|within| *within < region.pages);
-        record.offset = within.and_then(|pages| pages.checked_mul(PAGE_SIZE as u64)).ok_or(Fault::Layout)?;
+        let bytes = within.and_then(|pages| pages.checked_mul(PAGE_SIZE as u64)).ok_or(Fault::Layout)?;
+        record.offset = bytes
+            .checked_add(region.offset)
+            .ok_or_else(|| Fault::Body(format!("page {page} lies beyond the end of any file")))?;
         self.next_page = page + 1;
         Ok(record)
     }
@@ -160,8 +167,14 @@ mod tests {
             .iter()
             .map(|&pages| {
                 let region = "ram".to_owned();
-                let c =
-                    RegionCoverage { region, first_page, pages, status: CoverageStatus::Exact, reason: None };
+                let c = RegionCoverage {
+                    region,
+                    first_page,
+                    pages,
+                    offset: first_page * 8,
+                    status: CoverageStatus::Exact,
+                    reason: None,
+                };
                 first_page += pages;
                 c
             })
@@ -175,7 +188,7 @@ mod tests {
         PageRecord {
             page,
             region: region as u32,
-            offset: (page - regions[region].first_page) * 4096,
+            offset: (page - regions[region].first_page) * 4096 + regions[region].offset,
             state,
             fingerprint: (state == PageState::Current).then(|| Fingerprint::new([page as u8; 32])),
             generation: page * 3,
@@ -247,7 +260,7 @@ mod tests {
                 for pair in records.windows(2) {
                     prop_assert!(pair[0].page < pair[1].page);
                 }
-                prop_assert!(records.iter().all(|r| r.page < 16 && r.offset < 8 * 4096));
+                prop_assert!(records.iter().all(|r| r.page < 16 && r.offset < 8 * 4096 + 64));
             }
         }
     }

@@ -12,6 +12,8 @@ use crate::{
 
 /// Width of the bar that shows a VM's memory.
 const BAR: u64 = 24;
+/// Longest part of a name that is shown.
+const NAME: usize = 24;
 
 /// What is on the screen, kept while the host is silent.
 #[derive(Default)]
@@ -57,8 +59,11 @@ impl Frame {
         screen.extend(self.table().lines().map(str::to_owned));
         screen.push(String::new());
         screen.push(match &self.trouble {
-            Some(trouble) => format!("{trouble} (still trying; q leaves)"),
-            None => format!("█ current  ░ zero  · absent  × stale   every {}   q leaves", duration(interval)),
+            Some(trouble) => format!("still trying, q leaves: {trouble}"),
+            None => format!(
+                "█ current  ░ zero  · absent  × stale   every {}   q leaves",
+                humantime::format_duration(interval)
+            ),
         });
         screen
     }
@@ -69,21 +74,22 @@ impl Frame {
             ">PID",
             ">MEMORY",
             "TRACKING",
+            "STATE",
             "PAGES",
             ">CURRENT",
             ">STALE",
             ">OLDEST MARK",
             ">CHANGES",
             ">MISSED",
-            "STATE",
         ];
         let mut table = table(&columns);
         for vm in &self.vms {
             table.add_row([
-                printable(&vm.name),
+                printable(&vm.name).chars().take(NAME).collect(),
                 vm.pid.to_string(),
                 bytes(vm.memory_bytes),
                 vms::tracking(vm.tracking).to_owned(),
+                vms::state(vm),
                 bar(&vm.pages),
                 percent(vm.pages.current, vm.pages.total),
                 count(vm.pages.stale),
@@ -92,7 +98,6 @@ impl Frame {
                     .get(&vm.id)
                     .map_or_else(|| "–".to_owned(), |changes| format!("+{}", count(*changes))),
                 count(vm.missed_by_ebpf),
-                vms::state(vm),
             ]);
         }
         lines(&table)

@@ -124,14 +124,23 @@ fn read_keys() -> mpsc::UnboundedReceiver<Key> {
     keys
 }
 
-/// Arrow keys and the like come as ESC and more bytes: only an ESC on its own leaves.
+/// The first key among these bytes that means something. Arrow keys and the like come as ESC and more bytes, in one
+/// piece: only an ESC that is the last byte is the key itself.
 fn meaning(bytes: &[u8]) -> Option<Key> {
-    match bytes {
-        [b'\x1b', _, ..] => None,
-        [b'q' | b'Q' | b'\x1b' | b'\x04', ..] => Some(Key::Leave),
-        [b'\x03', ..] => Some(Key::Interrupt),
-        [b'\x0c', ..] => Some(Key::Redraw),
-        _ => None,
+    let mut left = bytes;
+    loop {
+        left = match left {
+            [] => return None,
+            [b'q' | b'Q' | b'\x04', ..] | [b'\x1b'] => return Some(Key::Leave),
+            [b'\x03', ..] => return Some(Key::Interrupt),
+            [b'\x0c', ..] => return Some(Key::Redraw),
+            // ECMA-48: a control sequence ends with its first byte from @ to ~.
+            [b'\x1b', b'[', rest @ ..] => {
+                let end = rest.iter().position(|byte| matches!(byte, b'@'..=b'~'))?;
+                &rest[end + 1..]
+            }
+            [b'\x1b', b'O', _, rest @ ..] | [b'\x1b', _, rest @ ..] | [_, rest @ ..] => rest,
+        };
     }
 }
 
@@ -144,7 +153,8 @@ mod tests {
         assert_eq!(meaning(b"q"), Some(Key::Leave));
         assert_eq!(meaning(b"\x1b"), Some(Key::Leave));
         assert_eq!(meaning(b"\x03"), Some(Key::Interrupt));
-        assert_eq!(meaning(b"\x1b[A"), None);
+        assert_eq!(meaning(b"\x1b[A\x1bOq\x1bq\x1b[15~\x1b["), None);
+        assert_eq!(meaning(b"\x1b[A\x1b[1;5Bx\x03"), Some(Key::Interrupt));
         assert_eq!(meaning(b"x"), None);
     }
 
