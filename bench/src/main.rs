@@ -1,2 +1,81 @@
-//! x
-fn main() {}
+//! Measures the figures that SPECIFICATION.md promises: ratios against a named baseline, both sides in this run.
+//!
+//! Owns measuring and printing. Real parts only: the release build of the daemon, a process that holds a KVM VM, a guest
+//! under QEMU. What it prints is what it saw; a figure out of bounds is printed as such, and `--check` makes it an error.
+
+mod daemon;
+mod diff;
+mod figure;
+mod first_index;
+mod freshness;
+mod hashing;
+mod idle;
+mod vmm;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use figure::Figures;
+
+#[derive(Debug, Parser)]
+#[command(about = "Measures what SPECIFICATION.md promises")]
+struct Arguments {
+    /// Write the figures to this file, as [{"name","value","unit"}]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Exit with 1 if a figure is out of bounds
+    #[arg(long)]
+    check: bool,
+    /// Measure only figures whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Be a VMM: a process that holds a KVM VM with memory that is written on command (used by the bench itself)
+    #[command(hide = true)]
+    Vmm(vmm::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(Role::Vmm(arguments)) = arguments.role {
+        vmm::run(&arguments);
+        return ExitCode::SUCCESS;
+    }
+    let wanted = |names: &[&str]| {
+        arguments.only.as_deref().is_none_or(|only| names.iter().any(|name| name.contains(only)))
+    };
+    let mut figures = Figures::default();
+    if wanted(&["hash_batch_over_single"]) {
+        hashing::measure(&mut figures);
+    }
+    if wanted(&["first_index_over_hash", "daemon_bytes_per_page"]) {
+        first_index::measure(&mut figures);
+    }
+    if wanted(&["freshness_p99_ms"]) {
+        freshness::measure(&mut figures);
+    }
+    if wanted(&["diff_cold_1gib_ms"]) {
+        diff::measure(&mut figures);
+    }
+    if wanted(&["idle_core_share"]) {
+        idle::measure(&mut figures);
+    }
+    print!("{figures}");
+    if let Some(file) = &arguments.json
+        && let Err(error) = figures.write(file)
+    {
+        eprintln!("cannot write {}: {error}", file.display());
+        return ExitCode::FAILURE;
+    }
+    if arguments.check && !figures.all_within_bounds() {
+        eprintln!("a figure is out of bounds");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}

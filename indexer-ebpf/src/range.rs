@@ -3,13 +3,13 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_loop;
-use indexer_common::marks::{CHUNK, CHUNK_SHIFT, Header, Table};
+use indexer_common::marks::{CHUNK, CHUNK_SHIFT, Header, MAX_EXTENTS, Table};
 
 use crate::vm::{Marks, Vm};
 
-/// Most steps one call may take: a step marks a page at the ends of the run or a whole chunk in between, so this is a run of 32 GiB, in
-/// about 100 µs. A longer one is said to discard everything.
-const STEPS: u32 = 16384 + 2 * CHUNK;
+/// Most steps one call may take: a step passes an extent (a VM has a handful), marks a page at the ends of a run, or marks a whole chunk in
+/// between, so this is enough for 32 GiB at once. A longer run is said to discard everything.
+const STEPS: u32 = MAX_EXTENTS + 2 * CHUNK + 16384;
 
 /// Where the walk is. On the program's stack; the steps get a pointer to it.
 struct Walk {
@@ -34,10 +34,9 @@ pub fn discard(vm: &Vm, table: Table, start: u64, end: u64) {
     if start >= end {
         return;
     }
-    // The extent that holds `start`, or the first one.
-    let index = vm.search(table, start).unwrap_or(0);
+    // From the first extent on: a search here as well would be more than the verifier is willing to follow.
     let mut walk =
-        Walk { marks: vm.marks, header: vm.header, table, index, done: 0, start, end, page: 0, pages_end: 0 };
+        Walk { marks: vm.marks, header: vm.header, table, index: 0, done: 0, start, end, page: 0, pages_end: 0 };
     // SAFETY: the kernel calls `step` with a pointer to `walk`, which outlives the call.
     unsafe { bpf_loop(STEPS, step as *mut c_void, (&raw mut walk).cast(), 0) };
     if walk.done == 0 {

@@ -184,7 +184,7 @@ impl Vm {
 
     /// Index of the last extent that starts at or before `key`.
     #[inline(always)]
-    pub fn search(&self, table: Table, key: u64) -> Option<u32> {
+    fn search(&self, table: Table, key: u64) -> Option<u32> {
         let mut low = 0; // extents before it start at or before the key
         let mut high = table.count; // extents from it on start after the key
         for _ in 0..=MAX_EXTENTS_SHIFT {

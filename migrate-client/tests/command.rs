@@ -232,7 +232,9 @@ fn every_failure_has_its_exit_code_and_one_sentence() {
             assert!(error.starts_with("memdex: ") && error.lines().count() == 1, "{error}");
         }
     }
-    for help in [&["--help"][..], &["-h"], &["help", "pages"], &["top", "--help"], &["--version"]] {
+    for help in
+        [&["--help"][..], &["-h"], &["help", "pages"], &["vms", "-h"], &["top", "--help"], &["--version"]]
+    {
         let (code, out, _) = run(&unix, help);
         assert_eq!(code, 0);
         assert!(help == ["--version"] || out.contains("Examples:"), "{out}");

@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Scratch {
     mark: String,
+    /// Ends the names of this test's VMs.
+    tag: String,
     folder: tempfile::TempDir,
 }
 
@@ -32,14 +34,27 @@ impl Scratch {
     #[must_use]
     pub fn new(name: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let mark =
-            format!("memdex-test-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let mark = format!("memdex-test-{process}-{count}-{name}");
         let folder =
             tempfile::Builder::new().prefix(&mark).tempdir().expect("a temporary folder can be made");
         // An ordinary user's QEMU must get at its sockets here.
         fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .expect("our own folder's mode can be set");
-        Self { mark, folder }
+        Self { mark, tag: format!("{count:x}-{process:x}"), folder }
+    }
+
+    /// A name for a VM that no other test gives: `prefix` (at most four letters) and a tag.
+    #[must_use]
+    pub fn name(&self, prefix: &str) -> String {
+        format!("{prefix}-{}", self.tag)
+    }
+
+    /// Globs for the VMs with these prefixes: by their own name, or by program and pid.
+    #[must_use]
+    pub fn globs(&self, prefixes: &[&str]) -> Vec<String> {
+        let globs = prefixes.iter().map(|prefix| self.name(prefix));
+        globs.flat_map(|name| [format!("{name}-*"), name]).collect()
     }
 
     /// The folder.
@@ -58,12 +73,6 @@ impl Scratch {
     #[must_use]
     pub fn shm(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/dev/shm/{}-{name}", self.mark))
-    }
-
-    /// Prefix for names of VMs that no other test's daemon includes.
-    #[must_use]
-    pub fn mark(&self) -> &str {
-        &self.mark
     }
 
     /// A command whose process belongs to this test.

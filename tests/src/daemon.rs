@@ -29,7 +29,7 @@ const LOG_TAIL: usize = 60;
 /// What a daemon is started with.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Globs for `--include`; none means every VM of the machine, so give one.
+    /// Globs for `--include`; by default those of all VMs of this test.
     pub include: Vec<String>,
     /// Also listen on a free TCP port of loopback.
     pub tcp: bool,
@@ -50,10 +50,10 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon that indexes the VMs whose names match `include`, and waits until it is ready.
+    /// Starts a daemon that indexes all VMs of this test, and waits until it is ready.
     #[must_use]
-    pub fn start(scratch: &Scratch, name: &str, include: &str) -> Self {
-        Self::start_with(scratch, name, &Options { include: vec![include.to_owned()], ..Options::default() })
+    pub fn start(scratch: &Scratch) -> Self {
+        Self::start_with(scratch, "memdexd", &Options::default())
     }
 
     /// Starts a daemon and waits until it is ready.
@@ -86,8 +86,10 @@ impl Daemon {
         if let Some(port) = port {
             command.args(["--listen", &format!("tcp://127.0.0.1:{port}")]);
         }
-        for glob in &options.include {
-            command.args(["--include", glob]);
+        let include =
+            if options.include.is_empty() { scratch.globs(&["*"]) } else { options.include.clone() };
+        for glob in include {
+            command.args(["--include", &glob]);
         }
         command.args(&options.arguments);
         command.env("MEMDEX_TOKEN_FILE", &token_file);

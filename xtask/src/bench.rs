@@ -7,8 +7,8 @@ use crate::workspace::{Outcome, cargo, run, target};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask bench -- --json figures.json     also write them as JSON: [{\"name\",\"value\",\"unit\"}]
-  cargo xtask bench -- --help                  what can be measured")]
+  cargo xtask bench --json figures.json     also write them as JSON: [{\"name\",\"value\",\"unit\"}]
+  cargo xtask bench -- --help               what can be measured")]
 pub(crate) struct Arguments {
     /// Handed to the bench program.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]

@@ -60,10 +60,16 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, Parser as _};
 
     #[test]
     fn arguments_are_consistent() {
         super::Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn bench_and_test_hand_arguments_on() {
+        super::Arguments::try_parse_from(["xtask", "bench", "--json", "figures.json"]).unwrap();
+        super::Arguments::try_parse_from(["xtask", "test", "--", "-p", "memdex-tests"]).unwrap();
     }
 }

@@ -13,14 +13,15 @@ use crate::vm::{
     filter::NameFilter,
     foreign::Foreign,
     kvm::KvmVm,
-    processes::{Image, Process, ProcessDir, ProcessTable},
+    processes::{Image, ProcessDir},
+    table::{Process, ProcessTable, STAT_EVERY, STAT_OFTEN},
     watched::{Outcome, Program, Sources, Watched},
 };
 
 /// Without the kernel's list, an old process's descriptors are looked through this often at least.
 const DESCRIPTORS_EVERY: Duration = Duration::from_secs(5);
-/// A child that has not called exec after this time is not about to.
-const SETTLED_FORK: Duration = Duration::from_secs(1);
+/// Keeps all of them from being due in the same sweep.
+const DESCRIPTORS_SPREAD: Duration = Duration::from_millis(100);
 
 /// A process and the program image it runs: what holds for one does not after an exec.
 type Key = (ProcessId, Image);
@@ -71,7 +72,9 @@ impl Discovery {
     pub fn sweep(&mut self, kvm: Option<&[KvmVm]>) -> Vec<Arc<VmDescriptor>> {
         let now = Instant::now();
         let watched: HashSet<u32> = self.watched.keys().map(|(id, _)| id.pid).collect();
-        if let Err(error) = self.table.refresh(now, |pid| watched.contains(&pid)) {
+        // New mappings are how a process without the kernel's list is seen to become a VMM.
+        let pause = if kvm.is_some() { STAT_EVERY } else { STAT_OFTEN };
+        if let Err(error) = self.table.refresh(now, pause, |pid| watched.contains(&pid)) {
             tracing::warn!(%error, "the processes can't be listed; mount /proc and raise the limit of open files");
             return self.in_order();
         }
@@ -179,10 +182,7 @@ impl Discovery {
             ));
         }
         for child in self.table.iter().filter(|child| child.stat.parent == descriptor.process.pid) {
-            if child.stat.forked()
-                && child.stat.image == key.1
-                && now.duration_since(child.seen) >= SETTLED_FORK
-            {
+            if child.stat.forked() && child.stat.image == key.1 && !child.about_to_exec(now) {
                 doubts.push(format!(
                     "process {} is a fork of the VMM and may share its memory; its writes are not seen in the VMM's page tables",
                     child.pid
@@ -229,7 +229,7 @@ impl Known {
         if let Some((at, size_then, holds)) = self.descriptors
             && !process.young(now)
             && size == size_then
-            && now.duration_since(at) < DESCRIPTORS_EVERY
+            && now.duration_since(at) < DESCRIPTORS_EVERY + DESCRIPTORS_SPREAD * (process.pid % 16)
         {
             return holds;
         }

@@ -13,7 +13,8 @@ use std::{
 use crate::vm::{
     descriptor::ProcessId,
     maps::{self, FileKey},
-    processes::{Process, ProcessDir, ProcessTable},
+    processes::{Image, ProcessDir},
+    table::{Process, ProcessTable},
 };
 
 /// A process that maps more is looked at this soon after the last look.
@@ -37,6 +38,7 @@ pub(crate) struct Foreign {
 #[derive(Debug)]
 struct Look {
     at: Instant,
+    image: Image,
     address_space: u64,
     files: HashSet<FileKey>,
 }
@@ -44,7 +46,9 @@ struct Look {
 impl Foreign {
     /// Takes the next turn through the processes.
     pub(crate) fn look(&mut self, table: &ProcessTable, now: Instant, buffer: &mut Vec<u8>) {
-        self.known.retain(|id, _| table.get(id.pid).is_some_and(|process| process.id() == *id));
+        self.known.retain(|id, look| {
+            table.get(id.pid).is_some_and(|process| process.id() == *id && process.stat.image == look.image)
+        });
         let pause = self.last_turn.map_or(BEAT / 16, |last| now.duration_since(last)).min(BEAT);
         self.last_turn = Some(now);
         let share = table.len() as u128 * pause.as_millis() / BEAT.as_millis();
@@ -53,7 +57,9 @@ impl Foreign {
         let own = std::process::id();
         let mut due: Vec<(Option<Instant>, &Process)> = table
             .iter()
-            .filter(|process| process.pid != own && !process.stat.kernel_thread())
+            .filter(|process| {
+                process.pid != own && !process.stat.kernel_thread() && !process.about_to_exec(now)
+            })
             .filter_map(|process| match self.known.get(&process.id()) {
                 None => Some((None, process)),
                 Some(look) => {
@@ -67,8 +73,10 @@ impl Foreign {
         due.sort_by_key(|(last, _)| *last);
         for (_, process) in due.into_iter().take(turn) {
             let files = writable_files(process, buffer);
-            self.known
-                .insert(process.id(), Look { at: now, address_space: process.stat.address_space, files });
+            self.known.insert(
+                process.id(),
+                Look { at: now, image: process.stat.image, address_space: process.stat.address_space, files },
+            );
         }
     }
 

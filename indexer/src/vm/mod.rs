@@ -5,7 +5,8 @@
 //! |---|---|
 //! | `descriptor` | what is found out about a VM |
 //! | `discovery` | the sweep: from processes to descriptors |
-//! | `processes` | identity of processes, at little cost |
+//! | `processes` | what /proc says about one process |
+//! | `table` | all processes, at little cost |
 //! | `cmdline`, `options` | QEMU's command line |
 //! | `maps`, `spans`, `files` | mappings and the files behind them |
 //! | `regions` | which mappings are guest RAM |
@@ -26,6 +27,7 @@ mod options;
 pub mod processes;
 mod regions;
 mod spans;
+mod table;
 mod watched;
 
 pub use discovery::Discovery;

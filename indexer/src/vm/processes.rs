@@ -1,29 +1,20 @@
-//! Processes and how to tell them apart. Owns [`ProcessDir`] (one process's folder in /proc, pinned) and
-//! [`ProcessTable`] (all processes, refreshed at little cost); never decides which process is a VM.
+//! What /proc says about one process. Owns [`ProcessDir`] (a process's folder, pinned) and [`Stat`]; never looks for
+//! processes and never decides what they are.
 
 use std::{
-    collections::HashMap,
     ffi::OsString,
     io,
     mem::MaybeUninit,
     os::{fd::OwnedFd, unix::ffi::OsStringExt},
     path::PathBuf,
-    time::{Duration, Instant},
 };
 
-use rustix::fs::{CWD, Mode, OFlags, RawDir, SeekFrom, openat, readlinkat};
-
-use crate::vm::descriptor::ProcessId;
+use rustix::fs::{CWD, Mode, OFlags, RawDir, openat, readlinkat};
 
 /// Flag of a kernel thread in `/proc/PID/stat` (`PF_KTHREAD` of `linux/sched.h`).
 const KERNEL_THREAD: u32 = 0x0020_0000;
 /// Flag of a process that was forked and has not called exec (`PF_FORKNOEXEC`).
 const FORKED: u32 = 0x0000_0040;
-
-/// How often an old process that is no VM is looked at. It may turn into one by exec, without a new pid.
-const LOOK_EVERY: Duration = Duration::from_millis(600);
-/// A process younger than this is looked at in every sweep: most VMMs are a fork that calls exec a moment later.
-const YOUNG: Duration = Duration::from_secs(3);
 
 /// A process's folder in /proc, held open. As long as this lives, everything read through it is of the *same*
 /// process: when that process ends, reads fail (ESRCH) and never show another one that got its pid.
@@ -49,19 +40,7 @@ impl ProcessDir {
     ///
     /// Those of `open` and `read`; ESRCH when the process is gone.
     pub fn read(&self, name: &str, limit: usize, out: &mut Vec<u8>) -> io::Result<bool> {
-        out.clear();
-        let file = openat(&self.dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        loop {
-            if out.len() >= limit {
-                return Ok(false);
-            }
-            out.reserve(4096);
-            match rustix::io::read(&file, rustix::buffer::spare_capacity(out)) {
-                Ok(0) => return Ok(true),
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        read_at(&self.dir, name, limit, out)
     }
 
     /// What the symbolic link `name` says.
@@ -105,13 +84,35 @@ impl ProcessDir {
     ///
     /// If the process is gone.
     pub fn stat(&self, buffer: &mut Vec<u8>) -> io::Result<Stat> {
-        self.read("stat", 4096, buffer)?;
-        Stat::parse(buffer).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        stat_at(&self.dir, "stat", buffer)
+    }
+}
+
+/// `stat` of the process whose `stat` file is `name` in `dir`.
+pub(crate) fn stat_at(dir: &OwnedFd, name: &str, buffer: &mut Vec<u8>) -> io::Result<Stat> {
+    // One line, far shorter than the limit, and complete in one read.
+    read_at(dir, name, 1, buffer)?;
+    Stat::parse(buffer).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+fn read_at(dir: &OwnedFd, name: &str, limit: usize, out: &mut Vec<u8>) -> io::Result<bool> {
+    out.clear();
+    let file = openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    loop {
+        if out.len() >= limit {
+            return Ok(false);
+        }
+        out.reserve(4096);
+        match rustix::io::read(&file, rustix::buffer::spare_capacity(out)) {
+            Ok(0) => return Ok(true),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
 /// Calls `each` with the name and inode number of every entry that is a number, until it returns false.
-fn for_each_number(dir: &OwnedFd, mut each: impl FnMut(u32, u64) -> bool) -> io::Result<()> {
+pub(crate) fn for_each_number(dir: &OwnedFd, mut each: impl FnMut(u32, u64) -> bool) -> io::Result<()> {
     let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
     let mut entries = RawDir::new(dir, &mut buffer);
     while let Some(entry) = entries.next() {
@@ -190,127 +191,6 @@ impl Stat {
     }
 }
 
-/// One process in the table.
-#[derive(Debug)]
-pub struct Process {
-    /// Process id.
-    pub pid: u32,
-    /// State when last looked at.
-    pub stat: Stat,
-    /// When this image of the process was seen first.
-    pub seen: Instant,
-    /// Inode number of its folder: another process with the same pid has another one.
-    inode: u64,
-    looked: Instant,
-}
-
-impl Process {
-    /// Which process it is.
-    #[must_use]
-    pub const fn id(&self) -> ProcessId {
-        ProcessId { pid: self.pid, start_time: self.stat.start_time }
-    }
-
-    /// Whether it was started, or called exec, just now.
-    #[must_use]
-    pub fn young(&self, now: Instant) -> bool {
-        now.duration_since(self.seen) < YOUNG
-    }
-}
-
-/// All processes.
-#[derive(Debug, Default)]
-pub struct ProcessTable {
-    processes: HashMap<u32, Process>,
-    /// /proc itself; kept open, so that a lack of descriptors does not make all VMs disappear.
-    proc: Option<OwnedFd>,
-    buffer: Vec<u8>,
-}
-
-impl ProcessTable {
-    /// Brings the table up to date. `often` tells for which processes every sweep counts.
-    ///
-    /// # On telling processes apart at little cost
-    ///
-    /// Listing /proc takes a microsecond a process, reading `stat` several. The listing also gives the inode number
-    /// of each folder, and the kernel never gives the folders of two processes with the same pid the same number
-    /// (`proc_pid_make_inode` takes the next one of a counter). So a known number needs no look for pid reuse, and what
-    /// is left is exec, which old processes seldom do: they are looked at every 0.6 s, kernel threads never.
-    ///
-    /// # Errors
-    ///
-    /// If /proc can't be listed.
-    pub fn refresh(&mut self, now: Instant, often: impl Fn(u32) -> bool) -> io::Result<()> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let proc = match self.proc.take() {
-            Some(proc) => proc,
-            None => openat(CWD, "/proc", flags, Mode::empty())?,
-        };
-        let proc = self.proc.insert(proc);
-        rustix::fs::seek(&*proc, SeekFrom::Start(0))?;
-        let mut listed = HashMap::with_capacity(self.processes.len() + 16);
-        for_each_number(proc, |pid, inode| {
-            listed.insert(pid, inode);
-            true
-        })?;
-
-        self.processes.retain(|pid, _| listed.contains_key(pid));
-        for (&pid, &inode) in &listed {
-            self.look(pid, inode, now, &often);
-        }
-        Ok(())
-    }
-
-    fn look(&mut self, pid: u32, inode: u64, now: Instant, often: &impl Fn(u32) -> bool) {
-        let known = self.processes.get(&pid);
-        if let Some(process) = known
-            && process.inode == inode
-            && (process.stat.kernel_thread()
-                || !often(pid) && !process.young(now) && now.duration_since(process.looked) < LOOK_EVERY)
-        {
-            return;
-        }
-        match ProcessDir::open(pid).and_then(|dir| dir.stat(&mut self.buffer)) {
-            Ok(stat) if stat.ended() => drop(self.processes.remove(&pid)),
-            Ok(stat) => {
-                let same = known.filter(|process| {
-                    process.stat.start_time == stat.start_time && process.stat.image == stat.image
-                });
-                let seen = same.map_or(now, |process| process.seen);
-                self.processes.insert(pid, Process { pid, stat, seen, inode, looked: now });
-            }
-            // Out of descriptors or memory says nothing about the process; what is known stays if it is the same.
-            Err(error) if gone(&error) || known.is_none_or(|process| process.inode != inode) => {
-                self.processes.remove(&pid);
-            }
-            Err(_) => {}
-        }
-    }
-
-    /// The process with this pid.
-    #[must_use]
-    pub fn get(&self, pid: u32) -> Option<&Process> {
-        self.processes.get(&pid)
-    }
-
-    /// All processes, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &Process> {
-        self.processes.values()
-    }
-
-    /// Number of processes.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.processes.len()
-    }
-
-    /// Whether no process is known.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.processes.is_empty()
-    }
-}
-
 /// Whether an error says that the process is gone.
 pub(crate) fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
@@ -335,18 +215,6 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_in_the_table_and_keeps_its_identity() {
-        let mut table = ProcessTable::default();
-        table.refresh(Instant::now(), |_| true).unwrap();
-        let id = table.get(std::process::id()).unwrap().id();
-        let seen = table.get(id.pid).unwrap().seen;
-        table.refresh(Instant::now(), |_| true).unwrap();
-        assert_eq!(table.get(id.pid).unwrap().id(), id);
-        assert_eq!(table.get(id.pid).unwrap().seen, seen);
-        assert!(table.len() > 1);
-    }
-
-    #[test]
     fn a_pinned_folder_never_shows_another_process() {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let dir = ProcessDir::open(child.id()).unwrap();
@@ -355,9 +223,6 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(gone(&dir.stat(&mut buffer).unwrap_err()));
-        let mut table = ProcessTable::default();
-        table.refresh(Instant::now(), |_| true).unwrap();
-        assert!(table.get(child.id()).is_none());
     }
 
     proptest! {

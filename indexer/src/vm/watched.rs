@@ -16,9 +16,10 @@ use crate::vm::{
     files::FileCache,
     kvm::{self, KvmVm},
     maps::{self, FileKey},
-    processes::{Process, ProcessDir, Stat},
+    processes::{ProcessDir, Stat},
     regions,
     spans::spans,
+    table::Process,
 };
 
 /// How often a VMM's open files are looked at.
@@ -200,7 +201,10 @@ impl Watched {
 
         let accelerator = accelerator(program, has_kvm);
         let starting = found.incomplete || found.regions.is_empty() || accelerator == Accelerator::Unknown;
-        self.settled |= !starting || now.duration_since(process.seen) >= STARTING;
+        // A QEMU without a machine (libvirt starts them to ask what they can do) never gets any RAM.
+        let never =
+            program.qemu.as_ref().is_some_and(|options| options.no_machine) && found.regions.is_empty();
+        self.settled |= !never && (!starting || now.duration_since(process.seen) >= STARTING);
         if found.incomplete && !found.regions.is_empty() {
             found.doubts.push(
                 "a part of the RAM that the command line names was not found among the mappings".to_owned(),

@@ -107,7 +107,7 @@ impl Pagemap {
             Some(last) if last.end.0 == run.start => last.end = Hva(run.end),
             _ => out.push(Hva(run.start)..Hva(run.end)),
         })?;
-        self.check_edges(range)
+        self.watched(range)
     }
 
     /// Appends every populated page of `range`, in runs that are armed or not. With `check` each mapping of the range has
@@ -133,7 +133,7 @@ impl Pagemap {
             }
         })?;
         if check {
-            return self.check_edges(range);
+            return self.watched(range);
         }
         if self.process.alive() { Ok(()) } else { Err(ScanError::Gone) }
     }
@@ -158,10 +158,14 @@ impl Pagemap {
         Ok(())
     }
 
-    /// An unmapped hole raises no error in a scan, not even with PM_SCAN_CHECK_WPASYNC: there is no mapping to check. So
-    /// the first and the last page are asked for by themselves. Regions appear and vanish as a whole; a hole in
-    /// the middle of one is left to discovery.
-    fn check_edges(&self, range: Range<Hva>) -> Result<(), ScanError> {
+    /// Whether the first and the last page of a range are in registered mappings.
+    ///
+    /// An unmapped hole raises no error in a scan, not even with PM_SCAN_CHECK_WPASYNC: there is no mapping to check. So these two pages are
+    /// asked for by themselves. Regions appear and vanish as a whole; a hole in the middle of one is left to discovery.
+    ///
+    /// # Errors
+    /// [`ScanError::NotWatched`] if one isn't.
+    pub fn watched(&self, range: Range<Hva>) -> Result<(), ScanError> {
         if range.is_empty() {
             return Ok(());
         }

@@ -11,7 +11,8 @@
 use std::{
     fs, io,
     ops::Range,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -28,6 +29,7 @@ use rustix::{
 
 use super::{
     inject::{self, Call, InjectError},
+    pagemap::Pagemap,
     process::{Process, is_gone},
 };
 use crate::{units::Hva, vm::descriptor::ProcessId};
@@ -35,6 +37,15 @@ use crate::{units::Hva, vm::descriptor::ProcessId};
 /// A userfaultfd of a VMM, in WP_ASYNC mode.
 #[derive(Debug)]
 pub struct UserFault {
+    process: Option<ProcessId>,
+    /// Found in the VMM, not known yet to belong to its address space (see [`UserFault::register`]).
+    candidates: Vec<OwnedFd>,
+    chosen: OnceLock<Chosen>,
+}
+
+/// The descriptor that is used.
+#[derive(Debug)]
+struct Chosen {
     fd: OwnedFd,
     report: AttachReport,
 }
@@ -135,30 +146,34 @@ const FLAGS: u64 = libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64 | UFFD_USER_
 /// See [`AttachError`].
 pub fn attach(process: ProcessId) -> Result<UserFault, AttachError> {
     let process = Process::open(process).map_err(wrap("attach to"))?;
-    if let Some(fd) = left_behind(&process)? {
-        return Ok(UserFault {
-            fd,
-            report: AttachReport { origin: Origin::Reused, stopped: Duration::ZERO },
-        });
+    let candidates = left_behind(&process)?;
+    let chosen = OnceLock::new();
+    if candidates.is_empty() {
+        let _ = chosen.set(inject_new(&process)?);
     }
+    Ok(UserFault { process: Some(process.id()), candidates, chosen })
+}
+
+/// Lets the VMM make a new one.
+fn inject_new(process: &Process) -> Result<Chosen, AttachError> {
     // On the daemon itself first: a kernel that can't do it is no reason to stop a VMM.
     probe()?;
     let call = Call { number: libc::SYS_userfaultfd, arguments: [FLAGS, 0, 0] };
-    let returned = inject::call(&process, call)?;
+    let returned = inject::call(process, call)?;
     let number = returned.value.map_err(AttachError::Refused)?;
     let fetched = i32::try_from(number)
         .map_err(io::Error::other)
-        .and_then(|number| fetch(&process, number))
+        .and_then(|number| fetch(process, number))
         .map_err(wrap("take the userfaultfd of"))
         .and_then(|fd| initialize(&fd).map(|()| fd).map_err(|error| AttachError::Unsupported(error.into())));
     match fetched {
         Ok(fd) => {
-            Ok(UserFault { fd, report: AttachReport { origin: Origin::Injected, stopped: returned.stopped } })
+            Ok(Chosen { fd, report: AttachReport { origin: Origin::Injected, stopped: returned.stopped } })
         }
         Err(error) => {
             // Don't leave descriptors behind that nobody can use: the next attempt would add another one.
             let close = Call { number: libc::SYS_close, arguments: [number, 0, 0] };
-            if let Err(error) = inject::call(&process, close) {
+            if let Err(error) = inject::call(process, close) {
                 tracing::warn!(pid = process.id().pid, %error, "an unused userfaultfd stays in the VMM");
             }
             Err(error)
@@ -211,26 +226,25 @@ fn initialize_with(fd: &OwnedFd, features: u64) -> Result<(), Errno> {
     unsafe { ioctl(fd, Updater::<{ operation::API }, _>::new(&mut argument)) }
 }
 
-/// A userfaultfd in the process that is in the mode we use. Nothing but memdex uses WP_ASYNC in a VMM: QEMU's postcopy and
+/// The userfaultfds in the process that are in the mode we use. Nothing but memdex uses WP_ASYNC in a VMM: QEMU's postcopy and
 /// background snapshots wait for faults, which is the point of them.
-fn left_behind(process: &Process) -> Result<Option<OwnedFd>, AttachError> {
-    let entries =
-        process.with_path("fd", fs::read_dir).map_err(wrap("list the open files of"))?.filter_map(Result::ok);
-    for entry in entries {
-        let is_userfault =
-            fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == "anon_inode:[userfaultfd]");
-        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        if is_userfault
-            && let Ok(info) = process.with_path(&format!("fdinfo/{number}"), fs::read_to_string)
-            && features(&info).is_some_and(|features| features & FEATURES == FEATURES)
-            && let Ok(fd) = fetch(process, number)
-        {
-            return Ok(Some(fd));
-        }
-    }
-    Ok(None)
+fn left_behind(process: &Process) -> Result<Vec<OwnedFd>, AttachError> {
+    let entries = process.with_path("fd", fs::read_dir).map_err(wrap("list the open files of"))?;
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            if target.as_os_str() != "anon_inode:[userfaultfd]" {
+                return None;
+            }
+            let number = entry.file_name().to_str()?.parse::<i32>().ok()?;
+            let info = process.with_path(&format!("fdinfo/{number}"), fs::read_to_string).ok()?;
+            if features(&info)? & FEATURES != FEATURES {
+                return None;
+            }
+            fetch(process, number).ok()
+        })
+        .collect())
 }
 
 /// The features in an fdinfo file: a line `API:`, the version, the features and the ioctls, in hex with colons between.
@@ -271,27 +285,45 @@ impl UserFault {
             Some(_) => initialize(&fd).map_err(|error| AttachError::Unsupported(error.into()))?,
             None => return Err(AttachError::Unsupported(io::Error::other("not a userfaultfd"))),
         }
-        Ok(Self { fd, report: AttachReport { origin: Origin::HandedOver, stopped: Duration::ZERO } })
+        let report = AttachReport { origin: Origin::HandedOver, stopped: Duration::ZERO };
+        Ok(Self { process: None, candidates: Vec::new(), chosen: OnceLock::from(Chosen { fd, report }) })
     }
 
-    /// How it was come by.
+    /// How it was come by. [`Origin::Reused`] is final only after the first [`UserFault::register`].
     #[must_use]
     pub fn report(&self) -> AttachReport {
-        self.report
+        let reused = AttachReport { origin: Origin::Reused, stopped: Duration::ZERO };
+        self.chosen.get().map_or(reused, |chosen| chosen.report)
     }
 
-    /// Makes a range watchable: nothing is armed yet, but [`super::pagemap::Pagemap`] can check from now on that the mapping is still the one
-    /// that was registered. Repeating it is harmless.
+    /// Makes a range watchable: nothing is armed yet, but [`super::pagemap::Pagemap`] can check from now on that the mapping is
+    /// still the one that was registered. Repeating it is harmless.
+    ///
+    /// A userfaultfd acts on the address space in which it was *made*. A process that was forked from a watched one, without `execve`,
+    /// has the parent's descriptor, and using that would arm the parent. So a descriptor that was found in the VMM has to show by its effect that it is
+    /// the VMM's own; if none does, a new one is injected here.
     ///
     /// # Errors
-    /// [`ArmError::NotWatchable`] if it isn't mapped or not shmem, hugetlbfs or anonymous memory, [`ArmError::Taken`] if another
-    /// userfaultfd has it.
+    /// [`ArmError::NotWatchable`] if it isn't mapped or can't be watched, [`ArmError::Taken`] if another userfaultfd has it.
     pub fn register(&self, range: Range<Hva>) -> Result<(), ArmError> {
-        let mut argument =
-            Register { range: Span::from(&range), mode: UFFDIO_REGISTER_MODE_WP.into(), ioctls: 0 };
-        // SAFETY: the opcode goes with the structure; it changes page tables of the VMM, no memory of this process.
-        unsafe { ioctl(self.fd.as_fd(), Updater::<{ operation::REGISTER }, _>::new(&mut argument)) }
-            .map_err(|error| explain(error, &range))
+        if let Some(chosen) = self.chosen.get() {
+            return register(&chosen.fd, &range);
+        }
+        let id = self.process.ok_or(ArmError::Gone)?;
+        for fd in &self.candidates {
+            if acts_on(fd, id, &range) {
+                let fd = fd.try_clone().map_err(ArmError::Io)?;
+                let report = AttachReport { origin: Origin::Reused, stopped: Duration::ZERO };
+                let chosen = self.chosen.get_or_init(|| Chosen { fd, report });
+                return register(&chosen.fd, &range);
+            }
+        }
+        let process = Process::open(id).map_err(|_| ArmError::Gone)?;
+        let new = inject_new(&process).map_err(|error| match error {
+            AttachError::Gone => ArmError::Gone,
+            other => ArmError::Io(io::Error::other(other)),
+        })?;
+        register(&self.chosen.get_or_init(|| new).fd, &range)
     }
 
     /// Stops watching a range and disarms it.
@@ -299,27 +331,23 @@ impl UserFault {
     /// # Errors
     /// As [`UserFault::register`].
     pub fn unregister(&self, range: Range<Hva>) -> Result<(), ArmError> {
-        let argument = Span::from(&range);
-        // SAFETY: as in `register`.
-        unsafe { ioctl(self.fd.as_fd(), Setter::<{ operation::UNREGISTER }, _>::new(argument)) }
-            .map_err(|error| explain(error, &range))
+        unregister(self.fd(&range)?, &range)
     }
 
-    /// Arms a range: from the return of this call on, a write to any page of it will be seen. Pages that are not populated get a marker
-    /// in the page table (2 MiB per GiB), so it is meant for populated runs.
+    /// Arms a range: from the return of this call on, a write to any page of it will be seen. Pages that are not populated get a
+    /// marker in the page table (2 MiB per GiB), so it is meant for populated runs.
     ///
     /// The notes about earlier writes are gone afterwards: **arm first, then read the bytes**, never the other way round.
     ///
     /// # Errors
     /// [`ArmError::NotWatchable`] if a part of the range is not registered. A part of the range may be armed then.
     pub fn arm(&self, range: Range<Hva>) -> Result<(), ArmError> {
+        let fd = self.fd(&range)?;
         // EAGAIN: somebody changes the layout of the address space at this moment.
         for attempt in 0..100_u32 {
             let mut argument = WriteProtect { range: Span::from(&range), mode: WRITEPROTECT_MODE_WP };
             // SAFETY: as in `register`.
-            match unsafe {
-                ioctl(self.fd.as_fd(), Updater::<{ operation::WRITEPROTECT }, _>::new(&mut argument))
-            } {
+            match unsafe { ioctl(fd, Updater::<{ operation::WRITEPROTECT }, _>::new(&mut argument)) } {
                 Err(Errno::AGAIN) if attempt < 10 => std::thread::yield_now(),
                 Err(Errno::AGAIN) => std::thread::sleep(Duration::from_micros(200)),
                 other => return other.map_err(|error| explain(error, &range)),
@@ -327,6 +355,32 @@ impl UserFault {
         }
         Err(ArmError::Busy)
     }
+
+    fn fd(&self, range: &Range<Hva>) -> Result<&OwnedFd, ArmError> {
+        let chosen = self.chosen.get().ok_or(ArmError::NotWatchable(range.start, range.end))?;
+        Ok(&chosen.fd)
+    }
+}
+
+fn register(fd: &OwnedFd, range: &Range<Hva>) -> Result<(), ArmError> {
+    let mut argument = Register { range: Span::from(range), mode: UFFDIO_REGISTER_MODE_WP.into(), ioctls: 0 };
+    // SAFETY: the opcode goes with the structure; it changes page tables of the VMM, no memory of this process.
+    unsafe { ioctl(fd, Updater::<{ operation::REGISTER }, _>::new(&mut argument)) }
+        .map_err(|error| explain(error, range))
+}
+
+fn unregister(fd: &OwnedFd, range: &Range<Hva>) -> Result<(), ArmError> {
+    // SAFETY: as in `register`.
+    unsafe { ioctl(fd, Setter::<{ operation::UNREGISTER }, _>::new(Span::from(range))) }
+        .map_err(|error| explain(error, range))
+}
+
+/// Whether registering with this descriptor makes the range watched in this process and unregistering ends that. (One direction is not
+/// enough: another descriptor may have registered the range before.)
+fn acts_on(fd: &OwnedFd, process: ProcessId, range: &Range<Hva>) -> bool {
+    let Ok(pagemap) = Pagemap::open(process) else { return false };
+    let watched = || pagemap.watched(range.clone()).is_ok();
+    register(fd, range).is_ok() && watched() && unregister(fd, range).is_ok() && !watched()
 }
 
 fn explain(error: Errno, range: &Range<Hva>) -> ArmError {

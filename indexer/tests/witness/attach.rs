@@ -31,8 +31,7 @@ fn hammer(victim: &Victim, times: usize) -> (Duration, Duration) {
         })
         .collect();
     stops.sort();
-    let result = (stops[times / 2], stops[times - 1]);
-    result
+    (stops[times / 2], stops[times - 1])
 }
 
 fn milliseconds(n: i64) -> libc::timespec {
@@ -536,10 +535,12 @@ fn a_32_bit_process_is_refused() {
     let word = |elf: &mut Vec<u8>, value: u32| elf.extend(value.to_le_bytes());
     half(&mut elf, 2);
     half(&mut elf, 3);
-    [1, 0x0804_8054, 52, 0, 0].map(|value| word(&mut elf, value));
-    [52, 32, 1, 40, 0, 0].map(|value| half(&mut elf, value));
+    [1, 0x0804_8054, 52, 0, 0].into_iter().for_each(|value| word(&mut elf, value));
+    [52, 32, 1, 40, 0, 0].into_iter().for_each(|value| half(&mut elf, value));
     let size = 84 + code.len() as u32;
-    [1, 0, 0x0804_8000, 0x0804_8000, size, size, 5, 0x1000].map(|value| word(&mut elf, value));
+    [1, 0, 0x0804_8000, 0x0804_8000, size, size, 5, 0x1000]
+        .into_iter()
+        .for_each(|value| word(&mut elf, value));
     elf.extend(code);
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("program32");

@@ -1,1 +1,465 @@
-//! x
+//! Registering, arming and scanning find every write, and doubt is an error.
+#![expect(
+    unsafe_code,
+    clippy::undocumented_unsafe_blocks,
+    reason = "plain system calls of the victims, on mappings of the test"
+)]
+
+use std::{ops::Range, sync::atomic::Ordering::SeqCst};
+
+use indexer::{
+    units::Hva,
+    watch::{
+        pagemap::{Pagemap, PopulatedRun, ScanError},
+        process::identify,
+        userfault::{self, ArmError, Origin, UserFault},
+    },
+};
+
+use crate::victim::{Shared, Victim, map};
+
+const PAGE: usize = 4096;
+
+/// Guest RAM of each kind that can be watched; the victim has it at the same address.
+#[derive(Clone, Copy)]
+struct Ram {
+    address: *mut u8,
+    pages: usize,
+}
+
+impl Ram {
+    fn memfd(pages: usize) -> Self {
+        let fd = unsafe { libc::memfd_create(c"ram".as_ptr(), 0) };
+        assert_eq!(unsafe { libc::ftruncate(fd, (pages * PAGE) as i64) }, 0);
+        Self { address: map(pages * PAGE, libc::MAP_SHARED, fd), pages }
+    }
+
+    fn anonymous(pages: usize) -> Self {
+        Self { address: map(pages * PAGE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1), pages }
+    }
+
+    fn range(self) -> Range<Hva> {
+        self.part(0..self.pages)
+    }
+
+    fn part(self, pages: Range<usize>) -> Range<Hva> {
+        let start = self.address as u64;
+        Hva(start + (pages.start * PAGE) as u64)..Hva(start + (pages.end * PAGE) as u64)
+    }
+
+    fn page(self, page: usize) -> *mut u8 {
+        unsafe { self.address.add(page * PAGE) }
+    }
+
+    fn write(self, pages: Range<usize>) {
+        pages.for_each(|page| unsafe { self.page(page).write_volatile(1) });
+    }
+
+    fn pages_of(self, ranges: &[Range<Hva>]) -> Vec<Range<usize>> {
+        let page = |address: Hva| (address.0 - self.address as u64) as usize / PAGE;
+        ranges.iter().map(|range| page(range.start)..page(range.end)).collect()
+    }
+}
+
+struct Watched {
+    victim: Victim,
+    ram: Ram,
+    pagemap: Pagemap,
+    userfault: UserFault,
+}
+
+/// A victim that runs one piece of code per step.
+fn steps(ram: Ram, code: &[&dyn Fn(&Shared)]) -> Watched {
+    let victim = Victim::spawn(|shared| {
+        for step in code {
+            shared.next();
+            step(shared);
+        }
+        shared.next();
+        while !shared.finished() {
+            unsafe { libc::usleep(100) };
+        }
+    });
+    victim.ready();
+    let pagemap = Pagemap::open(victim.id()).unwrap();
+    let userfault = userfault::attach(victim.id()).unwrap();
+    userfault.register(ram.range()).unwrap();
+    Watched { victim, ram, pagemap, userfault }
+}
+
+impl Watched {
+    fn step(&self) {
+        self.victim.step();
+    }
+
+    fn written(&self) -> Vec<Range<usize>> {
+        let mut out = Vec::new();
+        self.pagemap.written(self.ram.range(), &mut out).unwrap();
+        self.ram.pages_of(&out)
+    }
+
+    fn arm(&self, pages: Range<usize>) {
+        self.userfault.arm(self.ram.part(pages)).unwrap();
+    }
+
+    fn populated(&self) -> Vec<(Range<usize>, bool)> {
+        let mut out: Vec<PopulatedRun> = Vec::new();
+        self.pagemap.populated(self.ram.range(), true, &mut out).unwrap();
+        out.into_iter().map(|run| (self.ram.pages_of(&[run.range])[0].clone(), run.armed)).collect()
+    }
+
+    fn refuses(&self) -> bool {
+        let mut out = Vec::new();
+        let mut runs = Vec::new();
+        let range = self.ram.range();
+        matches!(self.pagemap.written(range.clone(), &mut out), Err(ScanError::NotWatched))
+            && matches!(self.pagemap.populated(range, true, &mut runs), Err(ScanError::NotWatched))
+    }
+}
+
+fn finds_writes(ram: Ram) {
+    let zero = unsafe { libc::open(c"/dev/zero".as_ptr(), libc::O_RDONLY) };
+    let watched = steps(
+        ram,
+        &[
+            &|_| ram.write(0..64),
+            &|_| ram.write(5..7),
+            // The kernel writes: no fault in user mode.
+            &|shared| shared.check(unsafe { libc::read(zero, ram.page(9).cast(), 100) } == 100, 1),
+            &|_| ram.write(100..101),
+            // Reading is not writing.
+            &|_| (0..64).for_each(|page| assert!(unsafe { ram.page(page).read_volatile() } < 2)),
+            &|_| ram.write(63..65),
+        ],
+    );
+    assert!(watched.written().is_empty(), "never populated");
+    watched.step();
+    assert_eq!(watched.written(), [0..64]);
+    watched.arm(0..64);
+    assert!(watched.written().is_empty());
+    assert_eq!(watched.populated(), [(0..64, true)]);
+    watched.step();
+    assert_eq!(watched.written(), [5..7]);
+    assert_eq!(watched.populated(), [(0..5, true), (5..7, false), (7..64, true)]);
+    watched.step();
+    assert_eq!(watched.written(), [5..7, 9..10]);
+    assert_eq!(watched.written(), [5..7, 9..10], "looking changes nothing");
+    watched.step();
+    assert_eq!(watched.written(), [5..7, 9..10, 100..101]);
+    watched.arm(5..7);
+    watched.step();
+    assert_eq!(watched.written(), [9..10, 100..101]);
+    watched.step();
+    assert_eq!(watched.written(), [9..10, 63..65, 100..101]);
+    // A part of the range only.
+    let mut out = Vec::new();
+    watched.pagemap.written(ram.part(10..64), &mut out).unwrap();
+    assert_eq!(ram.pages_of(&out), [63..64]);
+    watched.pagemap.written(ram.part(10..10), &mut out).unwrap();
+    assert_eq!(out.len(), 1, "an empty range has nothing");
+    watched.victim.finish_well();
+}
+
+#[test]
+fn writes_to_a_memfd_are_found() {
+    finds_writes(Ram::memfd(256));
+}
+
+#[test]
+fn writes_to_anonymous_memory_are_found() {
+    finds_writes(Ram::anonymous(256));
+}
+
+#[test]
+fn before_attaching_populated_pages_are_found_and_not_armed() {
+    let ram = Ram::memfd(64);
+    let victim = Victim::spawn(|shared| {
+        ram.write(3..5);
+        shared.next();
+    });
+    victim.ready();
+    let pagemap = Pagemap::open(victim.id()).unwrap();
+    let mut runs = Vec::new();
+    pagemap.populated(ram.range(), false, &mut runs).unwrap();
+    assert_eq!(runs, [PopulatedRun { range: ram.part(3..5), armed: false }]);
+    runs.clear();
+    assert!(matches!(pagemap.populated(ram.range(), true, &mut runs), Err(ScanError::NotWatched)));
+    assert!(matches!(pagemap.written(ram.range(), &mut Vec::new()), Err(ScanError::NotWatched)));
+}
+
+#[test]
+fn more_runs_than_one_call_returns() {
+    let ram = Ram::memfd(8192);
+    let watched = steps(
+        ram,
+        &[
+            &|_| (0..8192).step_by(2).for_each(|page| ram.write(page..page + 1)),
+            &|_| ram.write(0..8192),
+            &|_| (0..8192).step_by(3).for_each(|page| ram.write(page..page + 1)),
+        ],
+    );
+    watched.step();
+    let expected: Vec<_> = (0..8192).step_by(2).map(|page| page..page + 1).collect();
+    assert_eq!(watched.written(), expected);
+    watched.step();
+    assert_eq!(watched.written(), [0..8192], "runs are joined across calls");
+    watched.arm(0..8192);
+    watched.step();
+    let expected: Vec<_> = (0..8192).step_by(3).map(|page| page..page + 1).collect();
+    assert_eq!(watched.written(), expected);
+    let armed: usize = watched.populated().iter().filter(|run| run.1).map(|run| run.0.len()).sum();
+    assert_eq!(armed, 8192 - expected.len());
+    watched.victim.finish_well();
+}
+
+#[test]
+fn discarded_anonymous_memory_is_no_longer_populated() {
+    let ram = Ram::anonymous(64);
+    let watched = steps(
+        ram,
+        &[
+            &|_| ram.write(0..64),
+            &|_| {
+                let _ = unsafe { libc::madvise(ram.page(8).cast(), PAGE, libc::MADV_DONTNEED) };
+            },
+            &|_| {
+                let _ = unsafe { ram.page(8).read_volatile() };
+            },
+        ],
+    );
+    watched.step();
+    watched.arm(0..64);
+    watched.step();
+    assert_eq!(watched.populated(), [(0..8, true), (9..64, true)]);
+    watched.step();
+    assert_eq!(watched.written(), [8..9], "it appears as written");
+    watched.victim.finish_well();
+}
+
+#[test]
+fn a_mapping_that_was_replaced_is_not_watched() {
+    let ram = Ram::memfd(64);
+    let watched = steps(
+        ram,
+        &[&|_| ram.write(0..64), &|_| {
+            let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            // One page in the middle.
+            unsafe { libc::mmap(ram.page(30).cast(), PAGE, access, flags, -1, 0) };
+        }],
+    );
+    watched.step();
+    watched.arm(0..64);
+    assert!(!watched.refuses());
+    watched.step();
+    assert!(watched.refuses());
+    assert!(matches!(watched.userfault.arm(ram.range()), Err(ArmError::NotWatchable(..))));
+    // Registered again, all is well.
+    watched.userfault.register(ram.range()).unwrap();
+    assert!(!watched.refuses());
+    watched.victim.finish_well();
+}
+
+#[test]
+fn an_unmapped_region_is_not_watched() {
+    let ram = Ram::memfd(64);
+    let watched = steps(
+        ram,
+        &[&|_| ram.write(0..64), &|_| {
+            let _ = unsafe { libc::munmap(ram.address.cast(), ram.pages * PAGE) };
+        }],
+    );
+    watched.step();
+    watched.arm(0..64);
+    watched.step();
+    // No mapping is there to raise an error in the scan itself.
+    assert!(watched.refuses());
+    assert!(matches!(watched.userfault.register(ram.range()), Err(ArmError::NotWatchable(..))));
+    watched.victim.finish_well();
+}
+
+#[test]
+fn a_process_that_ends_or_becomes_another_program_is_not_scanned() {
+    let ram = Ram::memfd(64);
+    let mut watched = steps(ram, &[&|_| ram.write(0..64)]);
+    watched.step();
+    watched.victim.kill();
+    let mut out = Vec::new();
+    assert!(matches!(watched.pagemap.written(ram.range(), &mut out), Err(ScanError::Gone)));
+    assert!(matches!(watched.pagemap.populated(ram.range(), false, &mut Vec::new()), Err(ScanError::Gone)));
+    assert!(matches!(watched.userfault.arm(ram.range()), Err(ArmError::Gone)));
+    assert!(watched.userfault.register(ram.range()).is_err());
+
+    let exec = |_: &Shared| unsafe {
+        let arguments = [c"sleep".as_ptr(), c"100".as_ptr(), std::ptr::null()];
+        libc::execv(c"/bin/sleep".as_ptr(), arguments.as_ptr());
+    };
+    let watched = steps(ram, &[&|_| ram.write(0..64), &exec]);
+    watched.step();
+    assert_eq!(watched.written(), [0..64]);
+    watched.victim.shared.asked.fetch_add(1, SeqCst);
+    while std::fs::read_to_string(format!("/proc/{}/comm", watched.victim.pid)).unwrap() != "sleep\n" {
+        std::thread::yield_now();
+    }
+    // Which error depends on the kernel: newer ones say that the address space is no more, older ones find it empty.
+    assert!(watched.pagemap.written(ram.range(), &mut Vec::new()).is_err());
+    assert!(watched.pagemap.populated(ram.range(), true, &mut Vec::new()).is_err());
+}
+
+#[test]
+fn no_write_of_a_busy_writer_is_lost() {
+    // The writer counts up in random pages. Arm, read, look again: a page that is still armed has the value that was read.
+    let ram = Ram::memfd(512);
+    let writer = Victim::spawn(|shared| {
+        let mut state = 1_u64;
+        let mut n = 0_u64;
+        while !shared.finished() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            n += 1;
+            let page = (state >> 33) as usize % 512;
+            unsafe { ram.page(page).cast::<u64>().write_volatile(n) };
+            if n.is_multiple_of(64) {
+                unsafe { libc::usleep(50) };
+            }
+            shared.rounds.fetch_add(1, SeqCst);
+        }
+    });
+    writer.await_rounds(1000);
+    let pagemap = Pagemap::open(writer.id()).unwrap();
+    let userfault = userfault::attach(writer.id()).unwrap();
+    userfault.register(ram.range()).unwrap();
+    let read = || -> Vec<u64> {
+        (0..512).map(|page| unsafe { ram.page(page).cast::<u64>().read_volatile() }).collect()
+    };
+    let mut quiet = 0;
+    let mut known: Vec<Option<u64>> = vec![None; 512];
+    for _ in 0..300 {
+        let mut written = Vec::new();
+        pagemap.written(ram.range(), &mut written).unwrap();
+        for range in &written {
+            userfault.arm(range.clone()).unwrap();
+        }
+        for range in ram.pages_of(&written) {
+            for page in range {
+                known[page] = Some(unsafe { ram.page(page).cast::<u64>().read_volatile() });
+            }
+        }
+        // Values first, marks afterwards: what is unmarked now was not written when it was read.
+        let values = read();
+        let mut dirty = Vec::new();
+        pagemap.written(ram.range(), &mut dirty).unwrap();
+        let dirty: Vec<usize> = ram.pages_of(&dirty).into_iter().flatten().collect();
+        for (page, value) in values.iter().enumerate() {
+            if let Some(known) = known[page]
+                && !dirty.contains(&page)
+            {
+                assert_eq!(*value, known, "page {page} changed without a mark");
+                quiet += 1;
+            }
+        }
+    }
+    assert!(quiet > 1000);
+    writer.finish_well();
+}
+
+#[test]
+fn a_huge_page_is_tracked_by_its_small_ones() {
+    const HUGE: usize = 512;
+    let ram = Ram::anonymous(4 * HUGE);
+    unsafe { libc::madvise(ram.address.cast(), ram.pages * PAGE, libc::MADV_HUGEPAGE) };
+    let first = (ram.address as usize).next_multiple_of(HUGE * PAGE) / PAGE - ram.address as usize / PAGE;
+    let watched = steps(ram, &[&|_| ram.write(0..4 * HUGE), &|_| ram.write(first + 7..first + 9)]);
+    watched.step();
+    let smaps = std::fs::read_to_string(watched.victim.process().path("smaps_rollup")).unwrap();
+    println!("{}", smaps.lines().find(|line| line.starts_with("AnonHugePages")).unwrap());
+    assert_eq!(watched.written(), [0..4 * HUGE]);
+    watched.arm(0..4 * HUGE);
+    assert!(watched.written().is_empty());
+    watched.step();
+    assert_eq!(watched.written(), [first + 7..first + 9]);
+    // Part of a huge page, armed by itself.
+    watched.arm(first + 8..first + 9);
+    assert_eq!(watched.written(), [first + 7..first + 8]);
+    watched.victim.finish_well();
+}
+
+#[test]
+fn unregistering_ends_the_watch() {
+    let ram = Ram::memfd(8);
+    let watched = steps(ram, &[&|_| ram.write(0..8), &|_| ram.write(0..8)]);
+    watched.step();
+    watched.arm(0..8);
+    watched.userfault.unregister(ram.range()).unwrap();
+    assert!(watched.refuses());
+    watched.step();
+    watched.victim.finish_well();
+}
+
+#[test]
+fn writes_to_a_file_on_disk_are_found() {
+    let file = tempfile::tempfile_in("/var/tmp").unwrap();
+    file.set_len(256 * PAGE as u64).unwrap();
+    let address = map(256 * PAGE, libc::MAP_SHARED, std::os::fd::AsRawFd::as_raw_fd(&file));
+    finds_writes(Ram { address, pages: 256 });
+}
+
+#[test]
+fn a_descriptor_inherited_by_fork_is_not_used() {
+    let ram = Ram::memfd(64);
+    let parent = Victim::spawn(|shared| {
+        // The child is the process to watch; it has the parent's descriptor.
+        shared.next();
+        let child = unsafe { libc::fork() };
+        if child != 0 {
+            shared.result.store(u64::from(child.cast_unsigned()), SeqCst);
+            shared.next();
+            unsafe { libc::kill(child, libc::SIGKILL) };
+            return;
+        }
+        ram.write(0..64);
+        shared.rounds.store(1, SeqCst);
+        while !shared.finished() {
+            unsafe { libc::usleep(100) };
+        }
+    });
+    parent.ready();
+    let parents = userfault::attach(parent.id()).unwrap();
+    parents.register(ram.range()).unwrap();
+    let origin = parents.report().origin;
+    parent.step();
+    parent.await_rounds(1);
+    let child = identify(u32::try_from(parent.shared.result.load(SeqCst)).unwrap()).unwrap();
+    let childs = userfault::attach(child).unwrap();
+    childs.register(ram.range()).unwrap();
+    assert_eq!((origin, childs.report().origin), (Origin::Injected, Origin::Injected));
+    childs.arm(ram.range()).unwrap();
+    let mut runs = Vec::new();
+    Pagemap::open(child).unwrap().populated(ram.range(), true, &mut runs).unwrap();
+    assert_eq!(runs, [PopulatedRun { range: ram.range(), armed: true }]);
+    // The next daemon finds the right one among the two.
+    drop(childs);
+    let again = userfault::attach(child).unwrap();
+    again.register(ram.range()).unwrap();
+    again.arm(ram.range()).unwrap();
+    assert_eq!(again.report().origin, Origin::Reused);
+    parent.finish();
+}
+
+#[test]
+fn a_userfaultfd_that_is_handed_over_is_taken_as_it_is() {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | 1;
+    let own = || unsafe {
+        OwnedFd::from_raw_fd(i32::try_from(libc::syscall(libc::SYS_userfaultfd, flags)).unwrap())
+    };
+    let ram = Ram::memfd(4);
+    UserFault::from_fd(own()).unwrap().register(ram.range()).unwrap();
+    let other: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+    assert!(UserFault::from_fd(other).is_err());
+}
+
+#[test]
+fn this_kernel_can() {
+    Pagemap::probe().unwrap();
+    userfault::probe().unwrap();
+}

@@ -7,7 +7,6 @@ use std::{
 };
 
 use indexer::{
-    units::Hva,
     vm::descriptor::ProcessId,
     watch::process::{Process, identify},
 };
@@ -52,7 +51,7 @@ impl Shared {
     /// In the victim: waits for the next request.
     pub(crate) fn next(&self) {
         self.done.fetch_add(1, SeqCst);
-        while self.asked.load(SeqCst) < self.done.load(SeqCst) {
+        while self.asked.load(SeqCst) < self.done.load(SeqCst) && !self.finished() {
             // SAFETY: a plain system call.
             unsafe { libc::usleep(100) };
         }
@@ -180,10 +179,6 @@ impl Drop for Victim {
             self.reap();
         }
     }
-}
-
-pub(crate) fn hva(address: *const u8) -> Hva {
-    Hva(address as u64)
 }
 
 /// Monotonic time in microseconds, safe after fork.

@@ -79,6 +79,9 @@ Environment:
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The VMs of the host.
+    #[command(after_help = "Examples:
+  memdex vms
+  memdex vms -o json | jq '.[] | {name, stale: .pages.stale, advisory_reasons}'")]
     Vms,
     /// The page map: what each page of a VM holds.
     Pages(pages::Arguments),

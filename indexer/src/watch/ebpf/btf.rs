@@ -15,7 +15,7 @@ const KVM_MODULE: &str = "/sys/kernel/btf/kvm";
 
 /// Why an offset is not known.
 #[derive(Debug, thiserror::Error)]
-pub enum BtfError {
+pub(super) enum BtfError {
     /// The kernel does not describe itself.
     #[error(
         "this kernel does not describe its types ({KERNEL} is missing), so memdexd cannot read its structs: \
@@ -47,13 +47,13 @@ pub enum BtfError {
 }
 
 /// The kernel's types, and KVM's.
-pub struct Types {
+pub(super) struct Types {
     btf: Btf,
 }
 
 impl Types {
     /// Reads the description of the running kernel.
-    pub fn read() -> Result<Self, BtfError> {
+    pub(super) fn read() -> Result<Self, BtfError> {
         if !Path::new(KERNEL).exists() {
             return Err(BtfError::Missing);
         }
@@ -68,7 +68,7 @@ impl Types {
     }
 
     /// From a task to an open file's inode.
-    pub fn files(&self) -> Result<Files, BtfError> {
+    pub(super) fn files(&self) -> Result<Files, BtfError> {
         Ok(Files {
             known: 1,
             task_files: self.offset("task_struct", "files")?,
@@ -84,7 +84,7 @@ impl Types {
     }
 
     /// From an open file to KVM's memslots.
-    pub fn kvm(&self) -> Result<Kvm, BtfError> {
+    pub(super) fn kvm(&self) -> Result<Kvm, BtfError> {
         if self.structure("kvm").is_err() {
             return Err(BtfError::NoKvm);
         }

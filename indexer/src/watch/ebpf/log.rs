@@ -16,9 +16,7 @@ const BEAT: Duration = Duration::from_millis(200);
 
 /// Ends the forwarding when dropped.
 #[derive(Debug)]
-pub struct Forwarding(
-    #[expect(dead_code, reason = "held, so that the thread sees when it is dropped")] Arc<()>,
-);
+pub(super) struct Forwarding(#[expect(dead_code, reason = "held, so that the thread sees when it is dropped")] Arc<()>);
 
 /// Receives the records and hands them on.
 struct ToTracing;
@@ -36,7 +34,7 @@ impl log::Log for ToTracing {
 }
 
 /// Starts a thread that forwards until the returned value is dropped.
-pub fn forward(object: &mut Ebpf) -> io::Result<Forwarding> {
+pub(super) fn forward(object: &mut Ebpf) -> io::Result<Forwarding> {
     let logger = EbpfLogger::init_with_logger(object, ToTracing).map_err(io::Error::other)?;
     let wanted = Arc::new(());
     let watched = Arc::downgrade(&wanted);

@@ -10,7 +10,12 @@ use aya::{
 };
 use indexer_common::offsets::Offsets;
 
-use super::{HookStatus, btf::Types, shared::Plain, tracefs::Tracefs};
+use super::{
+    HookStatus,
+    btf::Types,
+    shared::Plain,
+    tracefs::Tracefs,
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMDEX_EBPF_OBJECT_FILE"));
 
@@ -26,7 +31,7 @@ const DEBUG: u8 = 4;
 
 /// A hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
+pub(super) enum Hook {
     /// Guest page faults, by guest physical address.
     KvmPageFault,
     /// KVM's dirty ring.
@@ -43,17 +48,11 @@ pub enum Hook {
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::KvmPageFault,
-        Self::DirtyRing,
-        Self::FaultUser,
-        Self::FaultKernel,
-        Self::Discard,
-        Self::Memslots,
-    ];
+    pub(super) const ALL: [Self; 6] =
+        [Self::KvmPageFault, Self::DirtyRing, Self::FaultUser, Self::FaultKernel, Self::Discard, Self::Memslots];
 
     /// The name used in answers and metrics.
-    pub const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::KvmPageFault => "ebpf:kvm_page_fault",
             Self::DirtyRing => "ebpf:kvm_dirty_ring_push",
@@ -66,7 +65,7 @@ impl Hook {
 }
 
 /// Loads the object and attaches what can be attached. Never fails: what is missing is in the statuses.
-pub fn load(debug: bool) -> (Option<Ebpf>, Vec<HookStatus>) {
+pub(super) fn load(debug: bool) -> (Option<Ebpf>, Vec<HookStatus>) {
     let mut statuses = Vec::new();
     let object = load_with(debug, &mut statuses).map_err(|reason| {
         statuses = Hook::ALL.map(|hook| HookStatus::missing(hook, &reason)).into();
@@ -75,9 +74,7 @@ pub fn load(debug: bool) -> (Option<Ebpf>, Vec<HookStatus>) {
 }
 
 fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String> {
-    if std::fs::read_link("/proc/self/ns/pid")
-        .is_ok_and(|namespace| namespace.as_os_str() != FIRST_PID_NAMESPACE)
-    {
+    if std::fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() != FIRST_PID_NAMESPACE) {
         return Err("eBPF programs see the host's process ids and memdexd runs in a PID namespace of its own, so no process could be \
                     recognized: run it in the host's PID namespace"
             .to_owned());
@@ -115,9 +112,8 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
     let results = [
         (
             Hook::KvmPageFault,
-            ready(kvm_page_fault.map(drop), known(&kvm)).and_then(|()| {
-                tracepoint(&mut object, "kvm_page_fault", &[("kvm", "kvm_page_fault".into())])
-            }),
+            ready(kvm_page_fault.map(drop), known(&kvm))
+                .and_then(|()| tracepoint(&mut object, "kvm_page_fault", &[("kvm", "kvm_page_fault".into())])),
         ),
         (
             Hook::DirtyRing,
@@ -169,19 +165,19 @@ fn discards(object: &mut Ebpf) -> Result<(), String> {
 }
 
 /// Loads a program and attaches it to tracepoints by name, which works for those of modules too.
-fn tracepoint(object: &mut Ebpf, program: &str, events: &[(&str, String)]) -> Result<(), String> {
-    let found =
-        object.program_mut(program).ok_or_else(|| format!("the eBPF object has no program `{program}`"))?;
+fn tracepoint(object: &mut Ebpf, name: &str, events: &[(&str, String)]) -> Result<(), String> {
+    let found = object.program_mut(name).ok_or_else(|| format!("the eBPF object has no program `{name}`"))?;
     let result = <&mut TracePoint>::try_from(found).and_then(|program| {
         program.load()?;
+        let instructions = program.info().ok().and_then(|info| info.verified_instruction_count());
+        tracing::debug!(target: "memdexd::ebpf", program = name, instructions, "the kernel has verified an eBPF program");
         events.iter().try_for_each(|(category, event)| program.attach(category, event).map(drop))
     });
-    result.map_err(|error| rejected(program, &error))
+    result.map_err(|error| rejected(name, &error))
 }
 
 fn iterator(object: &mut Ebpf) -> Result<(), String> {
-    let btf = Btf::from_sys_fs()
-        .map_err(|error| format!("the kernel's type description cannot be read: {error}"))?;
+    let btf = Btf::from_sys_fs().map_err(|error| format!("the kernel's type description cannot be read: {error}"))?;
     let found = object.program_mut("memslots").ok_or("the eBPF object has no program `memslots`")?;
     let result = <&mut Iter>::try_from(found).and_then(|program| program.load("task_file", &btf));
     result.map_err(|error| rejected("memslots", &error))
@@ -191,19 +187,16 @@ fn iterator(object: &mut Ebpf) -> Result<(), String> {
 fn refused(error: &EbpfError) -> String {
     let text = chain(error);
     if rustix::process::geteuid().is_root() {
-        format!(
-            "the kernel refuses the eBPF object ({text}); check that eBPF is built in and not locked down"
-        )
+        format!("the kernel refuses the eBPF object ({text}); check that eBPF is built in and not locked down")
     } else {
-        format!(
-            "memdexd may not load eBPF programs ({text}): run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN"
-        )
+        format!("memdexd may not load eBPF programs ({text}): run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN")
     }
 }
 
 /// Says why one program could not be loaded or attached; the verifier's log goes to the log, it has thousands of lines.
 fn rejected(program: &str, error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
+        if let Ok(d) = std::env::var("VLOG") { let _ = std::fs::write(format!("{d}/{program}.log"), verifier_log.to_string()); }
         tracing::debug!(target: "memdexd::ebpf", program, %verifier_log, "the kernel rejects an eBPF program");
         return format!("the kernel rejects the eBPF program `{program}`: {io_error}");
     }
@@ -223,3 +216,4 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+

@@ -26,7 +26,7 @@ use super::{
 
 /// The maps, and who is in them.
 #[derive(Debug)]
-pub struct Registry {
+pub(super) struct Registry {
     state: Mutex<State>,
 }
 
@@ -51,9 +51,10 @@ struct Process {
 
 impl Registry {
     /// Takes the shared maps out of the loaded object.
-    pub fn new(object: &mut Ebpf) -> Result<Self, MapError> {
-        let mut take =
-            |name: &str| object.take_map(name).ok_or_else(|| MapError::InvalidName { name: name.to_owned() });
+    pub(super) fn new(object: &mut Ebpf) -> Result<Self, MapError> {
+        let mut take = |name: &str| {
+            object.take_map(name).ok_or_else(|| MapError::InvalidName { name: name.to_owned() })
+        };
         let state = State {
             vms: HashOfMaps::try_from(take("VMS")?)?,
             calls: HashMap::try_from(take("CALLS")?)?,
@@ -68,7 +69,7 @@ impl Registry {
     ///
     /// When this returns, no program uses an earlier plan of the process any more: the kernel waits for them in the update
     /// (`maybe_wait_bpf_programs` in kernel/bpf/syscall.c).
-    pub fn track(&self, pid: u32, plan: &Plan) -> Result<(u64, Mapping), TrackError> {
+    pub(super) fn track(&self, pid: u32, plan: &Plan) -> Result<(u64, Mapping), TrackError> {
         let definition = aya_obj::Map::new_from_params(
             BPF_MAP_TYPE_ARRAY as u32,
             size_of::<u32>() as u32,
@@ -102,7 +103,7 @@ impl Registry {
     }
 
     /// Ends a track. The programs go on marking if the process has been tracked anew.
-    pub fn forget(&self, pid: u32, serial: u64) {
+    pub(super) fn forget(&self, pid: u32, serial: u64) {
         let mut state = self.lock();
         let Some(process) = state.tracked.get_mut(&pid) else { return };
         process.users -= 1;
@@ -114,8 +115,7 @@ impl Registry {
         if last {
             state.tracked.remove(&pid);
             let _ = state.calls.remove(&pid);
-            let stale: Vec<u64> =
-                state.in_flight.keys().flatten().filter(|key| key >> 32 == u64::from(pid)).collect();
+            let stale: Vec<u64> = state.in_flight.keys().flatten().filter(|key| key >> 32 == u64::from(pid)).collect();
             for thread in stale {
                 let _ = state.in_flight.remove(&thread);
             }
@@ -123,7 +123,7 @@ impl Registry {
     }
 
     /// The counters of a process.
-    pub fn calls(&self, pid: u32) -> Option<Calls> {
+    pub(super) fn calls(&self, pid: u32) -> Option<Calls> {
         self.lock().calls.get(&pid, 0).ok().map(|Plain(calls)| calls)
     }
 
@@ -132,3 +132,4 @@ impl Registry {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+

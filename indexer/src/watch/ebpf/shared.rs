@@ -23,7 +23,7 @@ use super::layout::Plan;
 /// A value that crosses to the programs through aya, which asks for its marker trait.
 #[derive(Debug, Clone, Copy)]
 #[repr(transparent)]
-pub struct Plain<T: Copy>(pub T);
+pub(super) struct Plain<T: Copy>(pub(super) T);
 
 // SAFETY: a `repr(C)` struct of integers without padding (asserted beside it): any bytes are a value.
 unsafe impl aya::Pod for Plain<Offsets> {}
@@ -37,7 +37,7 @@ unsafe impl aya::Pod for Plain<InFlight> {}
 /// Every access is atomic, since programs store to single bytes at any time; the words the daemon reads eight bytes at once overlap these
 /// bytes, which the processor keeps coherent.
 #[derive(Debug)]
-pub struct Mapping {
+pub(super) struct Mapping {
     base: NonNull<u8>,
     len: usize,
 }
@@ -50,7 +50,7 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps the array `map`, whose elements are as many as `plan` says, and writes header and tables into it. The map must not have
     /// been given to the programs yet.
-    pub fn new(map: BorrowedFd<'_>, plan: &Plan) -> io::Result<Self> {
+    pub(super) fn new(map: BorrowedFd<'_>, plan: &Plan) -> io::Result<Self> {
         let len = plan.elements as usize * ELEMENT;
         // SAFETY: a new mapping at an address of the kernel's choice; nothing else can hold references into it.
         let base = unsafe {
@@ -86,14 +86,14 @@ impl Mapping {
     }
 
     /// The bytes of a part of the map.
-    pub fn bytes(&self, element: u32, len: usize) -> &[AtomicU8] {
+    pub(super) fn bytes(&self, element: u32, len: usize) -> &[AtomicU8] {
         let offset = self.checked(element, len);
         // SAFETY: in bounds; AtomicU8 has the layout of u8; the mapping lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset).cast(), len) }
     }
 
     /// The same as 8-byte words, rounded up to whole words: parts begin at elements, which are a multiple of 8 bytes.
-    pub fn words(&self, element: u32, len: usize) -> &[AtomicU64] {
+    pub(super) fn words(&self, element: u32, len: usize) -> &[AtomicU64] {
         let words = len.div_ceil(8);
         let offset = self.checked(element, words * 8);
         // SAFETY: in bounds; aligned, since the mapping begins at a page and elements are 4096 bytes; lives as long as `self`.
@@ -101,12 +101,12 @@ impl Mapping {
     }
 
     /// Takes a flag: true if a program has set it since the last call.
-    pub fn take_flag(&self, which: Flag) -> bool {
+    pub(super) fn take_flag(&self, which: Flag) -> bool {
         self.flag(which).swap(0, Ordering::SeqCst) != 0
     }
 
     /// Looks at a flag.
-    pub fn is_set(&self, which: Flag) -> bool {
+    pub(super) fn is_set(&self, which: Flag) -> bool {
         self.flag(which).load(Ordering::SeqCst) != 0
     }
 
@@ -135,7 +135,7 @@ impl Drop for Mapping {
 
 /// One of [`Flags`].
 #[derive(Debug, Clone, Copy)]
-pub enum Flag {
+pub(super) enum Flag {
     /// A write could not be mapped to a page.
     Overflowed,
     /// A discard could not be mapped to pages.
@@ -145,7 +145,7 @@ pub enum Flag {
 }
 
 /// The records in what the memslot iterator wrote; bytes after the last whole one are left out.
-pub fn records(bytes: &[u8]) -> impl Iterator<Item = Record> + '_ {
+pub(super) fn records(bytes: &[u8]) -> impl Iterator<Item = Record> + '_ {
     bytes.chunks_exact(size_of::<Record>()).map(|chunk| {
         // SAFETY: the chunk has the size of a record, which is made of integers only, and the read needs no alignment.
         unsafe { std::ptr::read_unaligned(chunk.as_ptr().cast()) }

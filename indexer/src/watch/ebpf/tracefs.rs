@@ -16,7 +16,7 @@ const OLD_PLACE: &str = "/sys/kernel/debug/tracing";
 
 /// Why a tracepoint cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum TracefsError {
+pub(super) enum TracefsError {
     /// It is not mounted and could not be mounted.
     #[error(
         "the kernel's tracepoints cannot be read because tracefs is not mounted and mounting it failed ({0}): \
@@ -50,7 +50,7 @@ pub enum TracefsError {
 
 /// tracefs, mounted.
 #[derive(Debug)]
-pub struct Tracefs {
+pub(super) struct Tracefs {
     root: PathBuf,
 }
 
@@ -63,7 +63,7 @@ struct Format {
 
 impl Tracefs {
     /// Finds tracefs, and mounts it at its place if it is nowhere.
-    pub fn find() -> Result<Self, TracefsError> {
+    pub(super) fn find() -> Result<Self, TracefsError> {
         let mounted = |place: &str| Path::new(place).join("events").is_dir();
         if !mounted(PLACE) {
             if mounted(OLD_PLACE) {
@@ -76,23 +76,23 @@ impl Tracefs {
     }
 
     /// `kvm:kvm_page_fault`.
-    pub fn kvm_page_fault(&self) -> Result<Fault, TracefsError> {
+    pub(super) fn kvm_page_fault(&self) -> Result<Fault, TracefsError> {
         self.format("kvm", "kvm_page_fault")?.fault("fault_address")
     }
 
     /// `exceptions:page_fault_user` or `page_fault_kernel`.
-    pub fn page_fault(&self, event: &str) -> Result<Fault, TracefsError> {
+    pub(super) fn page_fault(&self, event: &str) -> Result<Fault, TracefsError> {
         self.format("exceptions", event)?.fault("address")
     }
 
     /// `kvm:kvm_dirty_ring_push`.
-    pub fn dirty_ring(&self) -> Result<DirtyRing, TracefsError> {
+    pub(super) fn dirty_ring(&self) -> Result<DirtyRing, TracefsError> {
         let format = self.format("kvm", "kvm_dirty_ring_push")?;
         Ok(DirtyRing { slot: format.field("slot", 4)?, offset: format.field("offset", 8)? })
     }
 
     /// The system calls that discard memory.
-    pub fn arguments(&self) -> Result<Arguments, TracefsError> {
+    pub(super) fn arguments(&self) -> Result<Arguments, TracefsError> {
         let fallocate = self.format("syscalls", "sys_enter_fallocate")?;
         let madvise = self.format("syscalls", "sys_enter_madvise")?;
         let process_madvise = self.format("syscalls", "sys_enter_process_madvise")?;

@@ -106,10 +106,15 @@ impl Watched {
             Watch::Rehash(reason) => (CoverageStatus::Advisory, Some(reason.clone())),
             Watch::Unreadable(reason) => (CoverageStatus::Unreadable, Some(reason.clone())),
         };
+        let offset = match self.region.backing {
+            Backing::SharedFile { offset, .. } => offset,
+            Backing::PrivateFile { .. } | Backing::Anonymous => 0,
+        };
         RegionCoverage {
             region: self.region.name.clone(),
             first_page: u64::from(self.first_page),
             pages: u64::from(self.pages()),
+            offset,
             status,
             reason,
         }

@@ -33,6 +33,7 @@ pub(crate) struct Options {
     pub(crate) ram: RamKind,
     pub(crate) log: Log,
     pub(crate) uid: Option<u32>,
+    pub(crate) seccomp: bool,
 }
 
 /// Which of KVM's own dirty logs is on.

@@ -4,7 +4,7 @@
 //! It is a process of its own because that is what memdexd looks at, and because a test can kill it.
 //!
 //! ```text
-//! tiny-vmm [--mib 16] [--ram memfd|anon|PATH] [--log none|bitmap|ring] [--uid UID]
+//! tiny-vmm [--mib 16] [--ram memfd|anon|PATH] [--log none|bitmap|ring] [--uid UID] [--seccomp kill]
 //!
 //! write FIRST COUNT SEED      the guest writes COUNT pages from guest page FIRST; page i holds pattern SEED+i
 //! zero FIRST COUNT            the guest writes zeros over what `write` left
@@ -27,6 +27,7 @@
 mod machine;
 mod ram;
 mod ring;
+mod seccomp;
 
 use std::io::{BufRead, Write};
 
@@ -43,7 +44,11 @@ fn main() {
 }
 
 fn run() -> Result<()> {
-    let machine = Machine::new(&parse_options(std::env::args().skip(1))?)?;
+    let options = parse_options(std::env::args().skip(1))?;
+    let machine = Machine::new(&options)?;
+    if options.seccomp {
+        seccomp::forbid_userfaultfd()?;
+    }
     let mut out = std::io::stdout().lock();
     writeln!(out, "ready").map_err(|e| e.to_string())?;
     for line in std::io::stdin().lock().lines() {
@@ -63,12 +68,14 @@ fn run() -> Result<()> {
 }
 
 fn parse_options(mut words: impl Iterator<Item = String>) -> Result<Options> {
-    let mut options = Options { pages: 16 << 8, ram: RamKind::Memfd, log: Log::None, uid: None };
+    let mut options =
+        Options { pages: 16 << 8, ram: RamKind::Memfd, log: Log::None, uid: None, seccomp: false };
     while let Some(option) = words.next() {
         let value = words.next().ok_or_else(|| format!("{option} wants a value"))?;
         match option.as_str() {
             "--mib" => options.pages = number(&value)? << 8,
             "--uid" => options.uid = Some(number(&value)? as u32),
+            "--seccomp" => options.seccomp = value == "kill",
             "--ram" => {
                 options.ram = match value.as_str() {
                     "memfd" => RamKind::Memfd,

@@ -1,0 +1,57 @@
+//! The daemon as the bench sees it.
+
+use std::{fs, time::Duration};
+
+use memdex_tests::{
+    Scratch,
+    daemon::{Daemon, Options},
+    wait,
+};
+use memdex_wire::vm::VmInfo;
+
+/// Threads that hash, in the daemon and in every baseline.
+pub(crate) const HASH_THREADS: usize = 1;
+
+/// Starts a daemon that indexes the VMM with this pid.
+pub(crate) fn start(scratch: &Scratch, name: &str, include: &str) -> Daemon {
+    let arguments = ["--hash-threads".to_owned(), HASH_THREADS.to_string()];
+    let options = Options {
+        include: vec![include.to_owned()],
+        tcp: true,
+        token_file: Some(scratch.path("token")),
+        arguments: arguments.to_vec(),
+    };
+    Daemon::start_with(scratch, name, &options)
+}
+
+/// What the daemon says of the VM with this pid.
+pub(crate) fn vm(daemon: &Daemon, pid: u32) -> Option<VmInfo> {
+    let vms: Vec<VmInfo> = serde_json::from_slice(&daemon.succeed(&["-o", "json", "vms"])).expect("the contract's JSON");
+    vms.into_iter().find(|vm| vm.pid == pid)
+}
+
+/// Waits until every page has been looked at once.
+pub(crate) fn indexed(daemon: &Daemon, pid: u32) -> VmInfo {
+    let (vm, _) = wait::until("the first index", Duration::from_secs(120), || {
+        vm(daemon, pid).filter(|vm| vm.indexed.total > 0 && vm.indexed.done == vm.indexed.total)
+    });
+    vm
+}
+
+/// Resident memory of a process in bytes: everything, shared pages too.
+pub(crate) fn resident(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel says VmRSS");
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kib * 1024.0
+}
+
+/// Seconds of CPU a process has used.
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the daemon runs");
+    let (_, after) = stat.rsplit_once(") ").expect("the name ends with a parenthesis");
+    let fields: Vec<&str> = after.split(' ').collect();
+    // Fields 14 and 15 of proc(5), counted from field 3 here.
+    let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("a number")).sum();
+    ticks / rustix::param::clock_ticks_per_second() as f64
+}

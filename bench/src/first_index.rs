@@ -1,0 +1,69 @@
+//! The first index of a 2 GiB RAM file against hashing as much memory in place, and what the daemon then weighs.
+
+use std::time::Instant;
+
+use indexer::fingerprint::{Hasher, Page};
+use memdex_tests::Scratch;
+
+use crate::{
+    daemon::{self, HASH_THREADS},
+    figure::{Bound, Figures, median},
+    vmm::{Vmm, fill},
+};
+
+const MIB: usize = 2048;
+const PAGES: usize = MIB << 8;
+const ROUNDS: usize = 3;
+
+pub(crate) fn measure(figures: &mut Figures) {
+    eprintln!("first index of {MIB} MiB, every page different, {ROUNDS} rounds");
+    let (mut ratios, mut indexing, mut hashing, mut weights) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let seconds = hash_as_much();
+        let scratch = Scratch::new("bench-index");
+        let vmm = Vmm::start(&scratch, "vmm", MIB, 0, round as u64 + 1);
+        let mut daemon = daemon::start(&scratch, "daemon", &format!("*-{}", vmm.pid()));
+        let vm = daemon::indexed(&daemon, vmm.pid());
+        assert_eq!(vm.pages.current, PAGES as u64, "every page is known: {:?}", vm.pages);
+        let elapsed = vm.indexed.elapsed_ms as f64 / 1e3;
+        ratios.push(seconds / elapsed);
+        indexing.push(rate(elapsed));
+        hashing.push(rate(seconds));
+        weights.push(daemon::resident(daemon.process().pid()));
+    }
+    let how = format!(
+        "{:.2} GB/s from attaching to the last page, {:.2} GB/s hashing, {HASH_THREADS} thread each",
+        median(indexing),
+        median(hashing)
+    );
+    figures.add("first_index_over_hash", median(ratios), "ratio", Bound::AtLeast(0.8), how);
+    let weight = median(weights);
+    let how = format!("{:.1} MiB resident over {PAGES} pages, all different", weight / f64::from(1 << 20));
+    figures.add("daemon_bytes_per_page", weight / PAGES as f64, "bytes", Bound::AtMost(80.0), how);
+}
+
+/// Seconds to hash as much memory in place, with as many threads.
+fn hash_as_much() -> f64 {
+    let mut pages: Vec<Page> = vec![[0; 4096]; PAGES];
+    for (number, page) in pages.iter_mut().enumerate() {
+        fill(page, number as u64, 7);
+    }
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for part in pages.chunks(PAGES.div_ceil(HASH_THREADS)) {
+            scope.spawn(move || {
+                let (mut hasher, mut out) = (Hasher::new(), Vec::new());
+                for piece in part.chunks(1024) {
+                    out.clear();
+                    hasher.fingerprint(piece, &mut out);
+                    std::hint::black_box(&out);
+                }
+            });
+        }
+    });
+    begun.elapsed().as_secs_f64()
+}
+
+fn rate(seconds: f64) -> f64 {
+    (MIB << 20) as f64 / seconds / 1e9
+}

@@ -1,0 +1,68 @@
+//! How long after a write to a quiet page the map shows its new content.
+
+use std::{collections::HashMap, time::Duration};
+
+use memdex_tests::Scratch;
+use memdex_wire::page::PageState;
+use migrate_client::{Client, ClientOptions, HostUrl};
+
+use crate::{
+    daemon,
+    figure::{Bound, Figures},
+    vmm::{Vmm, now},
+};
+
+const MIB: usize = 256;
+const WRITES: usize = 10_000;
+const PER_SECOND: usize = 1000;
+/// Time between two looks at the map; part of what is measured.
+const LOOK: Duration = Duration::from_millis(2);
+
+pub(crate) fn measure(figures: &mut Figures) {
+    eprintln!("{WRITES} writes to quiet pages at {PER_SECOND} a second");
+    let scratch = Scratch::new("bench-fresh");
+    let mut vmm = Vmm::start(&scratch, "vmm", MIB, 0, 1);
+    let daemon = daemon::start(&scratch, "daemon", &format!("*-{}", vmm.pid()));
+    let vm = daemon::indexed(&daemon, vmm.pid());
+    // Pages are quiet when nothing was published for them lately.
+    std::thread::sleep(Duration::from_secs(3));
+    let since = daemon::vm(&daemon, vmm.pid()).map_or(vm.generation, |vm| vm.generation);
+    let url: HostUrl = daemon.url().parse().expect("the daemon's own URL");
+    let (writes, seen) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(url, &vm.id, since));
+        let writes = vmm.write(1000, WRITES, PER_SECOND);
+        (writes, watcher.join().expect("the watcher does not panic"))
+    });
+    let mut delays: Vec<f64> = writes
+        .iter()
+        .map(|(page, written)| seen.get(page).map_or(f64::INFINITY, |seen| seen.saturating_sub(*written) as f64 / 1e6))
+        .collect();
+    delays.sort_by(f64::total_cmp);
+    let at = |share: f64| delays[((delays.len() - 1) as f64 * share) as usize];
+    let how = format!("median {:.1} ms, largest {:.1} ms, by HTTP, {} writes", at(0.5), at(1.0), delays.len());
+    figures.add("freshness_p99_ms", at(0.99), "ms", Bound::AtMost(250.0), how);
+}
+
+/// Looks at what changed until every write was seen; when each page was first seen with new content.
+fn watch(url: HostUrl, vm: &str, mut since: u64) -> HashMap<u64, u64> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = Client::new(url, ClientOptions::default()).expect("a client");
+        let mut seen = HashMap::new();
+        let give_up = now() + 30_000_000_000;
+        while seen.len() < WRITES && now() < give_up {
+            tokio::time::sleep(LOOK).await;
+            let mut pages = client.pages(vm, Some(since)).await.expect("the daemon answers");
+            let mut newest = since;
+            while let Some(record) = pages.next().await {
+                let record = record.expect("the map is well-formed");
+                if record.state == PageState::Current && record.generation > since {
+                    seen.entry(record.page).or_insert_with(now);
+                    newest = newest.max(record.generation);
+                }
+            }
+            since = newest;
+        }
+        seen
+    })
+}

@@ -1,0 +1,72 @@
+//! The eBPF programs on the running kernel: loaded, attached, and watching a real process that writes and discards memory.
+//!
+//! Each module has the name of the program it tests. They need root, as the programs do.
+
+mod discard;
+mod kvm_dirty_ring_push;
+mod marks;
+mod memslots;
+mod page_fault_kernel;
+mod page_fault_user;
+mod vmm;
+
+use std::{ops::Range, sync::OnceLock};
+
+use indexer::{
+    units::Hva,
+    watch::ebpf::{HookOptions, Hooks, MarkLayout, MarkRegion, Marks, Taken},
+};
+use vmm::Vmm;
+
+/// The hooks, loaded once: what a daemon has.
+fn hooks() -> &'static Hooks {
+    static HOOKS: OnceLock<Hooks> = OnceLock::new();
+    HOOKS.get_or_init(|| {
+        let hooks = Hooks::load(&HookOptions { debug: true });
+        for status in hooks.status() {
+            assert!(status.attached, "{}: {:?}", status.name, status.reason);
+        }
+        hooks
+    })
+}
+
+/// The layout of a child whose RAM file is one region.
+fn layout(vmm: &Vmm) -> MarkLayout {
+    let ram = vmm.ram;
+    MarkLayout {
+        regions: vec![MarkRegion {
+            start: Hva(ram.address),
+            len: u64::from(ram.pages) * 4096,
+            first_page: 0,
+            file: Some((ram.device, ram.inode, 0)),
+        }],
+        memslots: Vec::new(),
+        pages: ram.pages,
+    }
+}
+
+/// Everything one call of `take` says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct All {
+    written: Vec<Range<u32>>,
+    discarded: Vec<Range<u32>>,
+    taken: Taken,
+}
+
+fn take(marks: &mut Marks) -> All {
+    let mut all = All::default();
+    all.taken = marks.take(&mut all.written, &mut all.discarded);
+    all
+}
+
+fn written(runs: &[Range<u32>]) -> All {
+    All { written: runs.to_vec(), ..All::default() }
+}
+
+fn discarded(runs: &[Range<u32>]) -> All {
+    All { discarded: runs.to_vec(), ..All::default() }
+}
+
+fn one(page: u32) -> Range<u32> {
+    page..page + 1
+}

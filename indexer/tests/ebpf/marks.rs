@@ -1,0 +1,54 @@
+//! What holds for all hooks: their names, their cost, and changes of layout.
+
+use crate::{All, discarded, hooks, layout, one, take, vmm::Vmm, written};
+
+#[test]
+fn every_hook_is_attached_and_named() {
+    let names: Vec<_> = hooks().status().into_iter().map(|status| status.name).collect();
+    assert_eq!(
+        names,
+        [
+            "ebpf:kvm_page_fault",
+            "ebpf:kvm_dirty_ring_push",
+            "ebpf:page_fault_user",
+            "ebpf:page_fault_kernel",
+            "ebpf:discard",
+            "ebpf:memslots",
+        ]
+    );
+    assert!(hooks().faults_attached() && hooks().discards_attached());
+}
+
+#[test]
+fn the_cost_of_each_program_is_measured() {
+    let mut vmm = Vmm::start(64);
+    let _marks = hooks().track(vmm.pid(), &layout(&vmm)).unwrap();
+    let runs = |name: &str| {
+        let all = hooks().statistics();
+        let program = all.iter().find(|program| program.name == name).unwrap();
+        (program.runs, program.nanoseconds)
+    };
+    let (runs_before, nanoseconds_before) = runs("page_fault_user");
+    vmm.tell("write 1");
+    vmm.tell("write 2");
+    let (runs_after, nanoseconds_after) = runs("page_fault_user");
+    assert!(runs_after >= runs_before + 2 && nanoseconds_after > nanoseconds_before);
+}
+
+#[test]
+fn a_new_layout_loses_no_mark() {
+    let mut vmm = Vmm::start(600);
+    let mut old = hooks().track(vmm.pid(), &layout(&vmm)).unwrap();
+    vmm.tell("write 1");
+    vmm.tell("punch 2 1");
+    let mut new = hooks().track(vmm.pid(), &layout(&vmm)).unwrap();
+    vmm.tell("write 3");
+    assert_eq!(take(&mut old), All { written: vec![one(1)], ..discarded(&[one(2)]) });
+    assert_eq!(take(&mut new), written(&[one(3)]));
+    // The old marks going away must not end the new track.
+    drop(old);
+    vmm.tell("write 4");
+    vmm.tell("punch 5 1");
+    assert_eq!(take(&mut new), All { written: vec![one(4)], ..discarded(&[one(5)]) });
+    assert!(new.discards_quiescent());
+}
