@@ -61,7 +61,6 @@ pub(crate) struct World {
 pub(crate) struct VmView {
     pub(crate) id: String,
     pub(crate) pid: u32,
-    pub(crate) generation: u64,
     pub(crate) tracking: String,
     #[serde(default)]
     pub(crate) advisory_reasons: Vec<String>,
