@@ -147,8 +147,8 @@ pub struct Kvm {
     pub slot_id: u32,
     /// `kvm_memory_slot.as_id`
     pub slot_as_id: u32,
-    /// Pads to a multiple of 8.
-    pub unused: u32,
+    /// No offset: 1 if KVM uses two-dimensional paging (EPT, NPT), so that its page faults name guest physical addresses.
+    pub two_dimensional: u32,
 }
 
 const _: () = assert!(size_of::<Offsets>() == 4 * (3 * 2 + 2 + 10 + 10 + 24)); // all are u32: no padding

@@ -1,7 +1,9 @@
 //! Which of a VM's RAM files a file descriptor of the running process stands for.
 
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
-use indexer_common::marks::{DOUBT_FILES, MAX_FILES};
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_loop, bpf_probe_read_kernel};
+use indexer_common::marks::{DOUBT_FILES, Header, MAX_FILES};
 
 use crate::{offsets::offset, vm::Vm};
 
@@ -33,16 +35,37 @@ pub fn which(vm: &Vm, fd: u64) -> Which {
         return Which::Unknown;
     };
     let any_device = magic == OVERLAYFS || magic == BTRFS;
-    for index in 0..MAX_FILES {
-        if index as u32 >= vm.header.file_count {
-            break;
-        }
-        let file = &vm.header.file[index];
-        if file.inode == inode && (any_device || file.device == device) {
-            return Which::Ram(index as u32);
-        }
+    let mut compare = Compare { header: vm.header, inode, device, any_device, index: 0, found: false };
+    // SAFETY: the kernel calls `step` with a pointer to `compare`, which outlives the call.
+    unsafe { bpf_loop(MAX_FILES as u32, step as *mut c_void, (&raw mut compare).cast(), 0) };
+    if compare.found { Which::Ram(compare.index) } else { Which::Other }
+}
+
+/// A search through the RAM files.
+struct Compare {
+    header: &'static Header,
+    inode: u64,
+    device: u32,
+    any_device: bool,
+    found: bool,
+    index: u32,
+}
+
+/// Compares one file; 1 ends the search.
+extern "C" fn step(_: u64, compare: *mut Compare) -> u64 {
+    // SAFETY: `which` passed a pointer to a `Compare` that nobody else uses meanwhile.
+    let compare = unsafe { &mut *compare };
+    let index = compare.index;
+    if index >= compare.header.file_count || index >= MAX_FILES as u32 {
+        return 1;
     }
-    Which::Other
+    let file = &compare.header.file[index as usize];
+    if file.inode == compare.inode && (compare.any_device || file.device == compare.device) {
+        compare.found = true;
+        return 1;
+    }
+    compare.index = index + 1;
+    0
 }
 
 /// Inode number, device and the file system's magic number.

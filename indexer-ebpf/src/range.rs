@@ -35,8 +35,17 @@ pub fn discard(vm: &Vm, table: Table, start: u64, end: u64) {
         return;
     }
     // From the first extent on: a search here as well would be more than the verifier is willing to follow.
-    let mut walk =
-        Walk { marks: vm.marks, header: vm.header, table, index: 0, done: 0, start, end, page: 0, pages_end: 0 };
+    let mut walk = Walk {
+        marks: vm.marks,
+        header: vm.header,
+        table,
+        index: 0,
+        done: 0,
+        start,
+        end,
+        page: 0,
+        pages_end: 0,
+    };
     // SAFETY: the kernel calls `step` with a pointer to `walk`, which outlives the call.
     unsafe { bpf_loop(STEPS, step as *mut c_void, (&raw mut walk).cast(), 0) };
     if walk.done == 0 {

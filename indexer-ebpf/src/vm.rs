@@ -2,15 +2,17 @@
 //!
 //! Looks and stores; which events matter is for the programs to say.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     btf_maps::{Array, HashOfMaps},
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
+    helpers::{bpf_get_current_pid_tgid, bpf_loop, bpf_probe_read_kernel},
     macros::btf_map,
 };
 use indexer_common::marks::{
     ADDRESS_SPACES, CHUNK_SHIFT, DOUBT_GPA, DOUBT_HVA, ELEMENT, ELEMENT_SHIFT, EXTENTS_PER_ELEMENT,
-    EXTENTS_SHIFT, Extent, FLAGS_ELEMENT, Flags, HEADER_ELEMENT, Header, MAP_FLAGS, MAX_EXTENTS_SHIFT, MAX_VMS,
-    PAGE_SHIFT, SLOT_SHIFT, Table,
+    EXTENTS_SHIFT, Extent, FLAGS_ELEMENT, Flags, HEADER_ELEMENT, Header, MAP_FLAGS, MAX_EXTENTS_SHIFT,
+    MAX_VMS, PAGE_SHIFT, SLOT_SHIFT, Table,
 };
 
 use crate::offsets::offset;
@@ -70,8 +72,15 @@ impl Vm {
     ///
     /// The event does not say in which address space it happened, so the page is looked up in both. An address in no memslot is a device
     /// and no page, provided that the memslots are those the table was made from, which is checked each time.
+    ///
+    /// Without two-dimensional paging the address is a guest virtual one, and no table leads from it to a page. (The same holds for a
+    /// guest inside the guest, whose faults the event does not tell apart; what such a one writes is found by the sweeps.)
     #[inline(always)]
     pub fn wrote_gpa(&self, address: u64) -> Option<u32> {
+        if offset!(kvm.two_dimensional) == 0 {
+            self.overflow();
+            return None;
+        }
         self.check_memslots();
         let gfn = address >> PAGE_SHIFT;
         let second = self.page(self.header.gpa[1], gfn);
@@ -185,20 +194,10 @@ impl Vm {
     /// Index of the last extent that starts at or before `key`.
     #[inline(always)]
     fn search(&self, table: Table, key: u64) -> Option<u32> {
-        let mut low = 0; // extents before it start at or before the key
-        let mut high = table.count; // extents from it on start after the key
-        for _ in 0..=MAX_EXTENTS_SHIFT {
-            if low >= high {
-                break;
-            }
-            let middle = (low + high) / 2;
-            if self.extent(table, middle)?.start <= key {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        low.checked_sub(1)
+        let mut search = Search { vm: *self, table, key, low: 0, high: table.count };
+        // SAFETY: the kernel calls `halve` with a pointer to `search`, which outlives the call.
+        unsafe { bpf_loop(MAX_EXTENTS_SHIFT + 1, halve as *mut c_void, (&raw mut search).cast(), 0) };
+        search.low.checked_sub(1)
     }
 
     /// An entry of a table.
@@ -232,4 +231,33 @@ impl Vm {
             self.overflow();
         }
     }
+}
+
+/// A binary search. A loop of its own (`bpf_loop`) rather than the program's: the verifier follows its body once, not once for each way
+/// through all of its rounds.
+struct Search {
+    vm: Vm,
+    table: Table,
+    key: u64,
+    /// Extents before it start at or before the key.
+    low: u32,
+    /// Extents from it on start after the key.
+    high: u32,
+}
+
+/// One round; 1 ends the search.
+extern "C" fn halve(_: u64, search: *mut Search) -> u64 {
+    // SAFETY: `search` passed a pointer to a `Search` that nobody else uses meanwhile.
+    let search = unsafe { &mut *search };
+    if search.low >= search.high {
+        return 1;
+    }
+    let middle = (search.low + search.high) / 2;
+    let Some(extent) = search.vm.extent(search.table, middle) else { return 1 };
+    if extent.start <= search.key {
+        search.low = middle + 1;
+    } else {
+        search.high = middle;
+    }
+    0
 }

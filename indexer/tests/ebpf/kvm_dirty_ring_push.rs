@@ -2,7 +2,11 @@
 
 use indexer::watch::ebpf::{MarkLayout, Marks, Taken};
 
-use crate::{All, hooks, layout, take, vmm::{GUEST_WRITES, Vmm}, written};
+use crate::{
+    All, hooks, layout, take,
+    vmm::{GUEST_WRITES, Vmm},
+    written,
+};
 
 /// A guest of 64 pages at page 64 of the RAM, whose memory has been touched already, so that no page fault marks anything.
 fn guest() -> (Vmm, Marks) {

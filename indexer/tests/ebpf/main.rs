@@ -1,6 +1,8 @@
 //! The eBPF programs on the running kernel: loaded, attached, and watching a real process that writes and discards memory.
 //!
 //! Each module has the name of the program it tests. They need root, as the programs do.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+#![expect(clippy::single_range_in_vec_init, reason = "a list of runs may well hold one run")]
 
 mod discard;
 mod kvm_dirty_ring_push;

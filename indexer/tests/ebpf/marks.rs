@@ -33,6 +33,7 @@ fn the_cost_of_each_program_is_measured() {
     vmm.tell("write 2");
     let (runs_after, nanoseconds_after) = runs("page_fault_user");
     assert!(runs_after >= runs_before + 2 && nanoseconds_after > nanoseconds_before);
+    assert!(hooks().statistics().iter().all(|program| program.missed == 0));
 }
 
 #[test]

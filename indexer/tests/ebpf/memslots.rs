@@ -1,6 +1,9 @@
 //! The iterator over KVM's memory slots.
 
-use indexer::{units::{Gpa, Hva}, vm::descriptor::Memslot};
+use indexer::{
+    units::{Gpa, Hva},
+    vm::descriptor::Memslot,
+};
 
 use crate::{hooks, vmm::Vmm};
 

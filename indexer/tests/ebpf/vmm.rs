@@ -7,7 +7,9 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_CAP_DIRTY_LOG_RING, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use rustix::{
     fs::{FallocateFlags, MemfdFlags, fallocate, fstat, ftruncate, memfd_create},
@@ -137,7 +139,9 @@ impl State {
                 let buffer = unsafe { std::slice::from_raw_parts_mut(self.at(page), 64) };
                 assert_eq!(rustix::io::read(&zero, buffer).unwrap(), 64);
             }
-            ("punch", &[page, count]) => self.fallocate(page, count, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE),
+            ("punch", &[page, count]) => {
+                self.fallocate(page, count, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE)
+            }
             ("allocate", &[page, count]) => self.fallocate(page, count, FallocateFlags::empty()),
             ("punch-other", &[page, count]) => {
                 let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -149,7 +153,11 @@ impl State {
             ("willneed", &[page, count]) => self.advise(page, count, Advice::WillNeed),
             ("many", &[rounds]) => {
                 for round in 0..rounds {
-                    self.fallocate(round % self.pages, 1, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE);
+                    self.fallocate(
+                        round % self.pages,
+                        1,
+                        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                    );
                 }
             }
             ("kvm", &[ring]) => self.create_vm(ring != 0),
@@ -172,8 +180,10 @@ impl State {
         ftruncate(&other, len).unwrap();
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let address =
-            unsafe { mmap(std::ptr::null_mut(), len as usize, protection, MapFlags::SHARED, file.as_fd(), 0) }.unwrap();
+        let address = unsafe {
+            mmap(std::ptr::null_mut(), len as usize, protection, MapFlags::SHARED, file.as_fd(), 0)
+        }
+        .unwrap();
         let stat = fstat(&file).unwrap();
         (self.address, self.pages) = (address as usize, pages);
         (self.file, self.other) = (Some(file), Some(other));

@@ -117,7 +117,7 @@ impl Types {
             slot_flags: self.offset("kvm_memory_slot", "flags")?,
             slot_id: self.offset("kvm_memory_slot", "id")?,
             slot_as_id: self.offset("kvm_memory_slot", "as_id")?,
-            unused: 0,
+            two_dimensional: 0, // for others to say
         })
     }
 

@@ -58,7 +58,9 @@ impl Plan {
             };
             let place = Table { element: elements, count: extents.len() as u32 };
             elements += place.count.div_ceil(1 << EXTENTS_SHIFT);
-            tables.push((place.element, extents));
+            if place.count > 0 {
+                tables.push((place.element, extents));
+            }
             place
         };
 
@@ -229,7 +231,7 @@ mod tests {
     }
 
     fn extents(plan: &Plan, table: Table) -> Vec<Extent> {
-        let found = plan.tables.iter().find(|(element, _)| *element == table.element && table.count > 0);
+        let found = plan.tables.iter().find(|(element, _)| table.count > 0 && *element == table.element);
         found.map_or(Vec::new(), |(_, extents)| extents.clone())
     }
 

@@ -16,7 +16,9 @@ const BEAT: Duration = Duration::from_millis(200);
 
 /// Ends the forwarding when dropped.
 #[derive(Debug)]
-pub(super) struct Forwarding(#[expect(dead_code, reason = "held, so that the thread sees when it is dropped")] Arc<()>);
+pub(super) struct Forwarding(
+    #[expect(dead_code, reason = "held, so that the thread sees when it is dropped")] Arc<()>,
+);
 
 /// Receives the records and hands them on.
 struct ToTracing;

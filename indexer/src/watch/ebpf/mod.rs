@@ -2,7 +2,10 @@
 //!
 //! Owns loading the programs and the marks they set. Never decides that a page is current or stale: a mark only says where to look.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use aya::{Ebpf, maps::MapError, sys::Stats};
 
@@ -16,12 +19,12 @@ mod registry;
 mod shared;
 mod tracefs;
 
+use self::{layout::Plan, memslots::Seen, object::Hook, registry::Registry};
 pub use self::{
     layout::{MarkLayout, MarkRegion},
     marks::{Marks, Taken},
     memslots::MemslotsError,
 };
-use self::{layout::Plan, memslots::Seen, object::Hook, registry::Registry};
 use crate::vm::KvmVm;
 
 /// How to load the hooks.
@@ -51,6 +54,9 @@ pub struct ProgramStatistics {
     pub runs: u64,
     /// Time it ran for, in nanoseconds.
     pub nanoseconds: u64,
+    /// Times the kernel left it out because another program was running on that processor (only counted by newer kernels). Its events
+    /// come from places where that cannot happen; should it be more than 0, marks were lost.
+    pub missed: u64,
 }
 
 /// Why a process cannot be tracked.
@@ -65,7 +71,9 @@ pub enum TrackError {
         reason: String,
     },
     /// The kernel refuses the map for its marks.
-    #[error("process {pid} cannot be watched with eBPF because the kernel refuses a map for its marks: {error}")]
+    #[error(
+        "process {pid} cannot be watched with eBPF because the kernel refuses a map for its marks: {error}"
+    )]
     Map {
         /// Process id.
         pid: u32,
@@ -73,7 +81,9 @@ pub enum TrackError {
         error: MapError,
     },
     /// The map cannot be mapped into the daemon.
-    #[error("process {pid} cannot be watched with eBPF because the map for its marks cannot be mapped: {error}")]
+    #[error(
+        "process {pid} cannot be watched with eBPF because the map for its marks cannot be mapped: {error}"
+    )]
     Mapping {
         /// Process id.
         pid: u32,
@@ -150,7 +160,8 @@ impl Hooks {
             .filter_map(|(name, program)| {
                 let info = program.info().ok()?; // not loaded
                 let nanoseconds = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
-                Some(ProgramStatistics { name: name.to_owned(), runs: info.run_count(), nanoseconds })
+                let missed = program.fd().ok().and_then(|fd| missed(fd.as_fd())).unwrap_or(0);
+                Some(ProgramStatistics { name: name.to_owned(), runs: info.run_count(), nanoseconds, missed })
             })
             .collect();
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -211,6 +222,12 @@ impl Hooks {
         let status = self.statuses.iter().find(|status| status.name == hook.name());
         status.and_then(|status| status.reason.clone()).unwrap_or_else(|| "it is not loaded".to_owned())
     }
+}
+
+/// The one figure of a program that only its `fdinfo` has.
+fn missed(program: BorrowedFd<'_>) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
 
 impl HookStatus {

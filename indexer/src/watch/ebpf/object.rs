@@ -8,14 +8,9 @@ use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     programs::{Iter, ProgramError, TracePoint},
 };
-use indexer_common::offsets::Offsets;
+use indexer_common::offsets::{Kvm, Offsets};
 
-use super::{
-    HookStatus,
-    btf::Types,
-    shared::Plain,
-    tracefs::Tracefs,
-};
+use super::{HookStatus, btf::Types, shared::Plain, tracefs::Tracefs};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMDEX_EBPF_OBJECT_FILE"));
 
@@ -48,8 +43,14 @@ pub(super) enum Hook {
 
 impl Hook {
     /// All of them.
-    pub(super) const ALL: [Self; 6] =
-        [Self::KvmPageFault, Self::DirtyRing, Self::FaultUser, Self::FaultKernel, Self::Discard, Self::Memslots];
+    pub(super) const ALL: [Self; 6] = [
+        Self::KvmPageFault,
+        Self::DirtyRing,
+        Self::FaultUser,
+        Self::FaultKernel,
+        Self::Discard,
+        Self::Memslots,
+    ];
 
     /// The name used in answers and metrics.
     pub(super) const fn name(self) -> &'static str {
@@ -74,7 +75,9 @@ pub(super) fn load(debug: bool) -> (Option<Ebpf>, Vec<HookStatus>) {
 }
 
 fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String> {
-    if std::fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() != FIRST_PID_NAMESPACE) {
+    if std::fs::read_link("/proc/self/ns/pid")
+        .is_ok_and(|namespace| namespace.as_os_str() != FIRST_PID_NAMESPACE)
+    {
         return Err("eBPF programs see the host's process ids and memdexd runs in a PID namespace of its own, so no process could be \
                     recognized: run it in the host's PID namespace"
             .to_owned());
@@ -97,7 +100,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         dirty_ring: dirty_ring.clone().unwrap_or_default(),
         arguments: arguments.clone().unwrap_or_default(),
         files: files.clone().unwrap_or_default(),
-        kvm: kvm.clone().unwrap_or_default(),
+        kvm: Kvm { two_dimensional: u32::from(two_dimensional_paging()), ..kvm.clone().unwrap_or_default() },
     };
     let offsets = Plain(offsets);
     let level = if debug { DEBUG } else { SILENT };
@@ -108,12 +111,13 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         .map_err(|error| refused(&error))?;
 
     let ready = |first: Result<(), String>, second: Result<(), String>| first.and(second);
-    let known = |found: &Result<indexer_common::offsets::Kvm, String>| found.clone().map(drop);
+    let known = |found: &Result<Kvm, String>| found.clone().map(drop);
     let results = [
         (
             Hook::KvmPageFault,
-            ready(kvm_page_fault.map(drop), known(&kvm))
-                .and_then(|()| tracepoint(&mut object, "kvm_page_fault", &[("kvm", "kvm_page_fault".into())])),
+            ready(kvm_page_fault.map(drop), known(&kvm)).and_then(|()| {
+                tracepoint(&mut object, "kvm_page_fault", &[("kvm", "kvm_page_fault".into())])
+            }),
         ),
         (
             Hook::DirtyRing,
@@ -144,6 +148,13 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         })
         .collect();
     Ok(object)
+}
+
+/// Whether KVM lets the processor translate guest addresses (EPT, NPT). Without, its page faults name guest *virtual* addresses.
+fn two_dimensional_paging() -> bool {
+    ["/sys/module/kvm_intel/parameters/ept", "/sys/module/kvm_amd/parameters/npt"]
+        .iter()
+        .any(|parameter| std::fs::read_to_string(parameter).is_ok_and(|value| value.starts_with(['Y', '1'])))
 }
 
 /// Uses a source of offsets, if there is one.
@@ -177,7 +188,8 @@ fn tracepoint(object: &mut Ebpf, name: &str, events: &[(&str, String)]) -> Resul
 }
 
 fn iterator(object: &mut Ebpf) -> Result<(), String> {
-    let btf = Btf::from_sys_fs().map_err(|error| format!("the kernel's type description cannot be read: {error}"))?;
+    let btf = Btf::from_sys_fs()
+        .map_err(|error| format!("the kernel's type description cannot be read: {error}"))?;
     let found = object.program_mut("memslots").ok_or("the eBPF object has no program `memslots`")?;
     let result = <&mut Iter>::try_from(found).and_then(|program| program.load("task_file", &btf));
     result.map_err(|error| rejected("memslots", &error))
@@ -187,16 +199,19 @@ fn iterator(object: &mut Ebpf) -> Result<(), String> {
 fn refused(error: &EbpfError) -> String {
     let text = chain(error);
     if rustix::process::geteuid().is_root() {
-        format!("the kernel refuses the eBPF object ({text}); check that eBPF is built in and not locked down")
+        format!(
+            "the kernel refuses the eBPF object ({text}); check that eBPF is built in and not locked down"
+        )
     } else {
-        format!("memdexd may not load eBPF programs ({text}): run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN")
+        format!(
+            "memdexd may not load eBPF programs ({text}): run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN"
+        )
     }
 }
 
 /// Says why one program could not be loaded or attached; the verifier's log goes to the log, it has thousands of lines.
 fn rejected(program: &str, error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
-        if let Ok(d) = std::env::var("VLOG") { let _ = std::fs::write(format!("{d}/{program}.log"), verifier_log.to_string()); }
         tracing::debug!(target: "memdexd::ebpf", program, %verifier_log, "the kernel rejects an eBPF program");
         return format!("the kernel rejects the eBPF program `{program}`: {io_error}");
     }
@@ -216,4 +231,3 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
-

@@ -52,9 +52,8 @@ struct Process {
 impl Registry {
     /// Takes the shared maps out of the loaded object.
     pub(super) fn new(object: &mut Ebpf) -> Result<Self, MapError> {
-        let mut take = |name: &str| {
-            object.take_map(name).ok_or_else(|| MapError::InvalidName { name: name.to_owned() })
-        };
+        let mut take =
+            |name: &str| object.take_map(name).ok_or_else(|| MapError::InvalidName { name: name.to_owned() });
         let state = State {
             vms: HashOfMaps::try_from(take("VMS")?)?,
             calls: HashMap::try_from(take("CALLS")?)?,
@@ -115,7 +114,8 @@ impl Registry {
         if last {
             state.tracked.remove(&pid);
             let _ = state.calls.remove(&pid);
-            let stale: Vec<u64> = state.in_flight.keys().flatten().filter(|key| key >> 32 == u64::from(pid)).collect();
+            let stale: Vec<u64> =
+                state.in_flight.keys().flatten().filter(|key| key >> 32 == u64::from(pid)).collect();
             for thread in stale {
                 let _ = state.in_flight.remove(&thread);
             }
@@ -132,4 +132,3 @@ impl Registry {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-

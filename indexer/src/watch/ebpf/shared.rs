@@ -81,8 +81,8 @@ impl Mapping {
         );
         // SAFETY: in bounds as just asserted; mapped for writing; `values` cannot overlap a mapping that is private to this value.
         unsafe {
-            std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), self.base.as_ptr().add(offset), size)
-        };
+            std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), self.base.as_ptr().add(offset), size);
+        }
     }
 
     /// The bytes of a part of the map.

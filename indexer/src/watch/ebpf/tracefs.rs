@@ -135,7 +135,7 @@ impl Format {
         Ok(Fault { address: self.field(address, 8)?, error_code })
     }
 
-    /// Offset of a field, from a line like `field:unsigned long address;	offset:8;	size:8;	signed:0;`.
+    /// Offset of a field, from a line like `field:TYPE NAME; offset:8; size:8; signed:0;` (with tabs).
     fn field(&self, name: &'static str, size: u32) -> Result<u32, TracefsError> {
         self.text
             .lines()
