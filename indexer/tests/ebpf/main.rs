@@ -16,7 +16,7 @@ use std::{ops::Range, sync::OnceLock};
 
 use indexer::{
     units::Hva,
-    watch::ebpf::{HookOptions, Hooks, MarkLayout, MarkRegion, Marks, Taken},
+    watch::ebpf::{HookOptions, Hooks, MarkLayout, MarkRegion, Marks, RamFile, Taken},
 };
 use vmm::Vmm;
 
@@ -40,7 +40,7 @@ fn layout(vmm: &Vmm) -> MarkLayout {
             start: Hva(ram.address),
             len: u64::from(ram.pages) * 4096,
             first_page: 0,
-            file: Some((ram.device, ram.inode, 0)),
+            file: Some(RamFile { device: ram.device, inode: ram.inode, offset: 0 }),
         }],
         memslots: Vec::new(),
         pages: ram.pages,

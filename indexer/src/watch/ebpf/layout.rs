@@ -7,7 +7,7 @@ use indexer_common::marks::{
     FILE_SHIFT, FIRST_TABLE_ELEMENT, File, Header, MAX_EXTENTS, MAX_FILES, PAGE_SHIFT, SLOT_SHIFT, Table,
 };
 
-use super::memslots::Seen;
+use super::memslots::KvmVm;
 use crate::{units::Hva, vm::descriptor::Memslot};
 
 /// What the programs have to know of a VM to mark its pages.
@@ -30,8 +30,19 @@ pub struct MarkRegion {
     pub len: u64,
     /// Page number of its first page.
     pub first_page: u32,
-    /// The file it maps shared, if it does: device (as in `st_dev`), inode number, and the offset in the file of the region's first byte.
-    pub file: Option<(u64, u64, u64)>,
+    /// The file it maps shared, if it does.
+    pub file: Option<RamFile>,
+}
+
+/// Part of a file that is guest RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamFile {
+    /// Device of the file, as in `st_dev`.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Offset in the file of the region's first byte.
+    pub offset: u64,
 }
 
 /// Where the parts of a VM's map go, and the tables in it.
@@ -47,7 +58,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Lays the map of a VM out. `kvm` is what the kernel said of the process's KVM VMs just now.
-    pub(super) fn new(layout: &MarkLayout, kvm: &[Seen]) -> Self {
+    pub(super) fn new(layout: &MarkLayout, kvm: &[KvmVm]) -> Self {
         let mut doubts = 0;
         let mut elements = FIRST_TABLE_ELEMENT;
         let mut tables = Vec::new();
@@ -73,10 +84,10 @@ impl Plan {
 
         // One KVM VM, all of its slots, and not being changed: anything else leaves guest physical addresses ambiguous.
         let known = match kvm {
-            [seen] if seen.complete => Some(seen),
+            [vm] if vm.complete => Some(vm),
             _ => None,
         };
-        let slots = known.map_or(&[][..], |seen| &seen.vm.slots);
+        let slots = known.map_or(&[][..], |vm| &vm.slots);
         let mut gpa = [Table::default(); ADDRESS_SPACES];
         for (space, place) in gpa.iter_mut().enumerate() {
             let extents = slots
@@ -106,8 +117,8 @@ impl Plan {
         };
         let chunks = layout.pages.div_ceil(1 << CHUNK_SHIFT);
         let header = Header {
-            kvm: known.map_or(0, |seen| seen.address),
-            generations: known.map_or([0; ADDRESS_SPACES], |seen| seen.generations),
+            kvm: known.map_or(0, |vm| vm.address),
+            generations: known.map_or([0; ADDRESS_SPACES], |vm| vm.generations),
             hva,
             gpa,
             slots: by_slot,
@@ -159,7 +170,7 @@ fn files(regions: &[MarkRegion]) -> ([File; MAX_FILES], usize, Vec<Extent>) {
     let mut files: Vec<File> = Vec::new();
     let mut extents = Vec::new();
     for region in regions {
-        let Some((device, inode, offset)) = region.file else { continue };
+        let Some(RamFile { device, inode, offset }) = region.file else { continue };
         let file = File { inode, device: kernel_device(device), unused: 0 };
         let index = files.iter().position(|known| *known == file).unwrap_or_else(|| {
             files.push(file);
@@ -216,7 +227,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{units::Gpa, vm::KvmVm};
+    use crate::units::Gpa;
 
     fn region(start: u64, pages: u64, first_page: u32) -> MarkRegion {
         MarkRegion { start: Hva(start), len: pages << PAGE_SHIFT, first_page, file: None }
@@ -226,8 +237,8 @@ mod tests {
         Memslot { id, gpa: Gpa(gpa), len: pages << PAGE_SHIFT, hva: Hva(hva), flags: 0 }
     }
 
-    fn vm(slots: Vec<Memslot>) -> Seen {
-        Seen { vm: KvmVm { pid: 1, fd: 3, slots }, address: 0xffff_0000, generations: [4, 0], complete: true }
+    fn vm(slots: Vec<Memslot>) -> KvmVm {
+        KvmVm { pid: 1, fd: 3, slots, address: 0xffff_0000, generations: [4, 0], complete: true }
     }
 
     fn extents(plan: &Plan, table: Table) -> Vec<Extent> {
@@ -268,7 +279,7 @@ mod tests {
         let one = vm(vec![slot(0, 0, 0x10_0000, 16)]);
         assert_eq!(Plan::new(&layout, std::slice::from_ref(&one)).header.doubts, 0);
         assert_eq!(Plan::new(&layout, &[one.clone(), one.clone()]).header.doubts, DOUBT_GPA, "two KVM VMs");
-        let incomplete = Seen { complete: false, ..one };
+        let incomplete = KvmVm { complete: false, ..one };
         assert_eq!(Plan::new(&layout, &[incomplete]).header.doubts, DOUBT_GPA, "slots changing");
         let overlapping = MarkLayout { regions: vec![region(0, 4, 0), region(0x1000, 4, 4)], ..layout };
         assert_eq!(Plan::new(&overlapping, &[]).header.doubts, DOUBT_GPA | DOUBT_HVA);
@@ -276,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_file_mapped_twice_is_in_doubt_and_two_parts_are_not() {
-        let file = |offset| Some((1, 7, offset));
+        let file = |offset| Some(RamFile { device: 1, inode: 7, offset });
         let regions = |second| {
             vec![
                 MarkRegion { file: file(0), ..region(0x10_0000, 16, 0) },

@@ -16,23 +16,27 @@ use indexer_common::{
 use super::shared::records;
 use crate::{
     units::{Gpa, Hva},
-    vm::{KvmVm, descriptor::Memslot},
+    vm::descriptor::Memslot,
 };
 
 /// Times an iteration that met a VM in the middle of a change is begun anew. A change takes microseconds.
 const ATTEMPTS: usize = 4;
 
-/// A KVM VM and what the tables of its marks have to be checked against.
+/// A KVM VM: a `kvm-vm` file held open by the process it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Seen {
-    /// The VM. Its slots are sorted by id and include the few KVM makes for itself (ids from 32764 on).
-    pub(super) vm: KvmVm,
+pub struct KvmVm {
+    /// Process (thread group) id.
+    pub pid: u32,
+    /// Number of its file descriptor; the first, if there are several.
+    pub fd: i32,
+    /// Its memory slots, by id. Includes the few KVM makes for itself (ids from 32764 on).
+    pub slots: Vec<Memslot>,
     /// Address of its `struct kvm`: tells two VMs of a process apart.
-    pub(super) address: u64,
+    pub address: u64,
     /// KVM's generation of the slots, for each address space.
-    pub(super) generations: [u64; ADDRESS_SPACES],
+    pub generations: [u64; ADDRESS_SPACES],
     /// False if slots are missing, or changed while they were read, several times over.
-    pub(super) complete: bool,
+    pub complete: bool,
 }
 
 /// Why the memory slots are not known.
@@ -53,7 +57,7 @@ pub enum MemslotsError {
 }
 
 /// Runs the iterator, a few times if it meets a VM whose slots are being changed.
-pub(super) fn read(object: &mut Ebpf) -> Result<Vec<Seen>, MemslotsError> {
+pub(super) fn read(object: &mut Ebpf) -> Result<Vec<KvmVm>, MemslotsError> {
     let mut bytes = Vec::new();
     let mut attempt = 0;
     loop {
@@ -71,8 +75,8 @@ pub(super) fn read(object: &mut Ebpf) -> Result<Vec<Seen>, MemslotsError> {
 }
 
 /// Puts the records together. Also says whether a VM was in the middle of a change.
-fn parse(records: impl Iterator<Item = Record>) -> (Vec<Seen>, bool) {
-    let (mut vms, mut slots, mut any_changing) = (Vec::<Seen>::new(), Vec::new(), false);
+fn parse(records: impl Iterator<Item = Record>) -> (Vec<KvmVm>, bool) {
+    let (mut vms, mut slots, mut any_changing) = (Vec::<KvmVm>::new(), Vec::new(), false);
     for record in records {
         match record.kind {
             SLOT => slots.push(Memslot {
@@ -88,9 +92,11 @@ fn parse(records: impl Iterator<Item = Record>) -> (Vec<Seen>, bool) {
                 let changing = record.flags & CHANGING != 0;
                 any_changing |= changing;
                 // A VM whose file descriptor was duplicated comes more than once.
-                if !vms.iter().any(|seen| seen.vm.pid == record.id && seen.address == record.address) {
-                    vms.push(Seen {
-                        vm: KvmVm { pid: record.id, fd: record.fd as i32, slots },
+                if !vms.iter().any(|vm| vm.pid == record.id && vm.address == record.address) {
+                    vms.push(KvmVm {
+                        pid: record.id,
+                        fd: record.fd as i32,
+                        slots,
                         address: record.address,
                         generations: record.values,
                         complete: !changing && record.flags & TRUNCATED == 0,
@@ -120,10 +126,10 @@ mod tests {
         let (vms, changing) =
             parse([slot(1), slot(0), vm(10, 1, 0), vm(11, 2, 0), slot(7), vm(12, 3, TRUNCATED)].into_iter());
         assert!(!changing);
-        let ids = |seen: &Seen| seen.vm.slots.iter().map(|slot| slot.id).collect::<Vec<_>>();
+        let ids = |vm: &KvmVm| vm.slots.iter().map(|slot| slot.id).collect::<Vec<_>>();
         assert_eq!(vms.iter().map(ids).collect::<Vec<_>>(), [vec![0, 1], vec![], vec![7]]);
-        assert_eq!(vms[0].vm.slots[0].gpa, Gpa(0x10000));
-        assert_eq!(vms[0].vm.slots[0].len, 0x4000);
+        assert_eq!(vms[0].slots[0].gpa, Gpa(0x10000));
+        assert_eq!(vms[0].slots[0].len, 0x4000);
         assert_eq!(vms.iter().map(|vm| vm.complete).collect::<Vec<_>>(), [true, true, false]);
     }
 

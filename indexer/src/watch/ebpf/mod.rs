@@ -19,13 +19,12 @@ mod registry;
 mod shared;
 mod tracefs;
 
-use self::{layout::Plan, memslots::Seen, object::Hook, registry::Registry};
+use self::{layout::Plan, object::Hook, registry::Registry};
 pub use self::{
-    layout::{MarkLayout, MarkRegion},
+    layout::{MarkLayout, MarkRegion, RamFile},
     marks::{Marks, Taken},
-    memslots::MemslotsError,
+    memslots::{KvmVm, MemslotsError},
 };
-use crate::vm::KvmVm;
 
 /// How to load the hooks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -180,8 +179,8 @@ impl Hooks {
             return Err(TrackError::NotLoaded { pid, reason: self.reason(Hook::FaultUser) });
         };
         // Asked for anew, because the tables are checked against the generation they were made from.
-        let kvm = if layout.memslots.is_empty() { Vec::new() } else { self.seen().unwrap_or_default() };
-        let kvm: Vec<Seen> = kvm.into_iter().filter(|seen| seen.vm.pid == pid).collect();
+        let kvm = if layout.memslots.is_empty() { Vec::new() } else { self.memslots().unwrap_or_default() };
+        let kvm: Vec<KvmVm> = kvm.into_iter().filter(|vm| vm.pid == pid).collect();
         let plan = Plan::new(layout, &kvm);
         let (serial, mapping) = loaded.registry.track(pid, &plan)?;
         Ok(Marks { registry: Arc::clone(&loaded.registry), pid, serial, header: plan.header, mapping })
@@ -193,10 +192,6 @@ impl Hooks {
     ///
     /// If the iterator is not loaded or the kernel refuses to run it.
     pub fn memslots(&self) -> Result<Vec<KvmVm>, MemslotsError> {
-        Ok(self.seen()?.into_iter().map(|seen| seen.vm).collect())
-    }
-
-    fn seen(&self) -> Result<Vec<Seen>, MemslotsError> {
         let loaded = self.loaded.as_ref().filter(|_| self.attached(Hook::Memslots));
         let Some(loaded) = loaded else { return Err(MemslotsError::NotLoaded(self.reason(Hook::Memslots))) };
         memslots::read(&mut loaded.object.lock().unwrap_or_else(PoisonError::into_inner))
