@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_loop, bpf_probe_read_kernel};
 use indexer_common::marks::{DOUBT_FILES, Header, MAX_FILES};
 
-use crate::{offsets::offset, vm::Vm};
+use crate::{offsets::offset, opaque, vm::Vm};
 
 /// File systems whose inodes report another device to `stat` than their super block's (linux/magic.h): there the inode number decides alone.
 const OVERLAYFS: u64 = 0x794c_7630;
@@ -35,7 +35,14 @@ pub fn which(vm: &Vm, fd: u64) -> Which {
         return Which::Unknown;
     };
     let any_device = magic == OVERLAYFS || magic == BTRFS;
-    let mut compare = Compare { header: vm.header, inode, device, any_device, index: 0, found: false };
+    let mut compare = Compare {
+        header: vm.header,
+        inode,
+        device,
+        any_device,
+        index: opaque::zero() as u32,
+        found: opaque::zero() != 0,
+    };
     // SAFETY: the kernel calls `step` with a pointer to `compare`, which outlives the call.
     unsafe { bpf_loop(MAX_FILES as u32, step as *mut c_void, (&raw mut compare).cast(), 0) };
     if compare.found { Which::Ram(compare.index) } else { Which::Other }

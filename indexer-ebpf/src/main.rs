@@ -16,6 +16,7 @@ mod kvm_dirty_ring_push;
 mod kvm_page_fault;
 mod memslots;
 mod offsets;
+mod opaque;
 mod page_fault_kernel;
 mod page_fault_user;
 mod range;

@@ -15,7 +15,7 @@ use indexer_common::{
     records::{CHANGING, MAX_SLOTS, Record, SLOT, TRUNCATED, VM},
 };
 
-use crate::{files::read, offsets::offset};
+use crate::{files::read, offsets::offset, opaque};
 
 /// Magic number of the file system anonymous inodes live in (linux/magic.h). Only the kernel can make files there, so a file in it with
 /// this name is KVM's: `kvm_vm_ioctl_create` in virt/kvm/kvm_main.c.
@@ -101,7 +101,7 @@ unsafe fn vm(seq: *mut seq_file, task: u64, file: u64, fd: u32) -> Result<(), i3
             address: kvm,
             values: [0; ADDRESS_SPACES],
         };
-        let mut written = 0;
+        let mut written = opaque::zero() as u32;
         let spaces = offset!(kvm.address_spaces);
         let mut space = 0;
         while space < ADDRESS_SPACES {
@@ -114,10 +114,10 @@ unsafe fn vm(seq: *mut seq_file, task: u64, file: u64, fd: u32) -> Result<(), i3
                     seq,
                     slots,
                     node_index: u64::from(node_index),
-                    bucket: 0,
-                    node: 0,
+                    bucket: opaque::zero(),
+                    node: opaque::zero(),
                     written,
-                    done: 0,
+                    done: opaque::zero() as u32,
                 };
                 bpf_loop(2 * MAX_SLOTS, step as *mut c_void, (&raw mut walk).cast(), 0);
                 written = walk.written;

@@ -5,7 +5,10 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_loop;
 use indexer_common::marks::{CHUNK, CHUNK_SHIFT, Header, MAX_EXTENTS, Table};
 
-use crate::vm::{Marks, Vm};
+use crate::{
+    opaque,
+    vm::{Marks, Vm},
+};
 
 /// Most steps one call may take: a step passes an extent (a VM has a handful), marks a page at the ends of a run, or marks a whole chunk in
 /// between, so this is enough for 32 GiB at once. A longer run is said to discard everything.
@@ -39,12 +42,12 @@ pub fn discard(vm: &Vm, table: Table, start: u64, end: u64) {
         marks: vm.marks,
         header: vm.header,
         table,
-        index: 0,
-        done: 0,
+        index: opaque::zero() as u32,
+        done: opaque::zero() as u32,
         start,
         end,
-        page: 0,
-        pages_end: 0,
+        page: opaque::zero() as u32,
+        pages_end: opaque::zero() as u32,
     };
     // SAFETY: the kernel calls `step` with a pointer to `walk`, which outlives the call.
     unsafe { bpf_loop(STEPS, step as *mut c_void, (&raw mut walk).cast(), 0) };

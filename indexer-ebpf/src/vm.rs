@@ -15,7 +15,7 @@ use indexer_common::marks::{
     MAX_VMS, PAGE_SHIFT, SLOT_SHIFT, Table,
 };
 
-use crate::offsets::offset;
+use crate::{offsets::offset, opaque};
 
 /// The marks of one VM; see `indexer_common::marks`.
 pub type Marks = Array<[u8; ELEMENT], 1, MAP_FLAGS>;
@@ -194,7 +194,7 @@ impl Vm {
     /// Index of the last extent that starts at or before `key`.
     #[inline(always)]
     fn search(&self, table: Table, key: u64) -> Option<u32> {
-        let mut search = Search { vm: *self, table, key, low: 0, high: table.count };
+        let mut search = Search { vm: *self, table, key, low: opaque::zero() as u32, high: table.count };
         // SAFETY: the kernel calls `halve` with a pointer to `search`, which outlives the call.
         unsafe { bpf_loop(MAX_EXTENTS_SHIFT + 1, halve as *mut c_void, (&raw mut search).cast(), 0) };
         search.low.checked_sub(1)

@@ -83,7 +83,18 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
     }
     abilities::report();
     let options = options(&config, hook_debug)?;
-    let host = tokio::task::spawn_blocking(|| Host::start(options)).await??;
+    let mut starting = tokio::task::spawn_blocking(|| Host::start(options));
+    let host = tokio::select! {
+        host = &mut starting => host??,
+        () = stop.cancelled() => {
+            // Loading hooks can take a while and cannot be cut short; no VM has been touched before it is done.
+            if let Ok(host) = tokio::time::timeout(FINISH + LET_GO, starting).await {
+                let host = host??;
+                tokio::task::spawn_blocking(move || host.stop()).await?;
+            }
+            return Ok(());
+        }
+    };
 
     let state = ApiState::new(host.clone(), peers, token, stop.clone());
     let counters = state.figures();

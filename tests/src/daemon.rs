@@ -269,7 +269,8 @@ impl Drop for Daemon {
         self.process.kill();
         if std::thread::panicking() {
             let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
+            // Requests crowd out what matters.
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains("DEBUG request")).collect();
             eprintln!("--- end of {}:", self.log.display());
             for line in &lines[lines.len().saturating_sub(LOG_TAIL)..] {
                 eprintln!("{line}");

@@ -49,6 +49,15 @@ fn role() {
             wait_for(argument);
             hold_vm(&[map_memfd("guest", MIB)])
         }
+        "discover-without-descriptors" => {
+            discover_without_descriptors(argument.parse().expect("a pid"));
+            Vec::new()
+        }
+        "uring" => {
+            let mut kept = hold_vm(&[map_memfd("guest", MIB)]);
+            kept.push(register_a_buffer());
+            kept
+        }
         "map" => {
             map_file(argument);
             Vec::new()
@@ -144,4 +153,38 @@ fn wait_for(path: &str) {
     while !std::path::Path::new(path).exists() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
+}
+
+/// Sweeps as memdexd would, then again when no descriptor is to be had any more.
+fn discover_without_descriptors(pid: u32) {
+    let mut watch = crate::harness::Watch::new();
+    watch.until(pid, crate::harness::NOTICED, "the VM", |vm| vm.regions.len() == 1);
+    let limits = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is ours; only this process is limited.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) }, 0);
+    File::open("/proc/self/stat").expect_err("there is no descriptor left");
+    for _ in 0..5 {
+        say(&format!("found {:x}", watch.look(pid).map_or(0, |vm| vm.regions.len())));
+        std::thread::sleep(crate::harness::TICK);
+    }
+}
+
+/// An io_uring with one registered buffer.
+fn register_a_buffer() -> OwnedFd {
+    const REGISTER_BUFFERS: libc::c_uint = 0;
+    // `struct io_uring_params` of linux/io_uring.h is 120 bytes; all zero asks for the defaults.
+    let mut parameters = [0u8; 120];
+    // SAFETY: the kernel writes no more than those 120 bytes.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, parameters.as_mut_ptr()) };
+    assert!(ring >= 0, "io_uring: {}", std::io::Error::last_os_error());
+    // SAFETY: a descriptor just made for us.
+    let ring = unsafe { OwnedFd::from_raw_fd(i32::try_from(ring).expect("small")) };
+    let (address, len) = map_anonymous(MIB);
+    let buffer = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: len };
+    // SAFETY: the buffer is mapped and stays so.
+    let result = unsafe {
+        libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), REGISTER_BUFFERS, &raw const buffer, 1)
+    };
+    assert_eq!(result, 0, "io_uring_register: {}", std::io::Error::last_os_error());
+    ring
 }

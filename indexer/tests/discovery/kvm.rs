@@ -109,3 +109,10 @@ fn an_old_process_that_turns_into_a_vmm_is_noticed() {
     std::fs::write(&go.0, "").unwrap();
     watch.until(helper.pid(), NOTICED, "the VM", |vm| vm.regions.len() == 1);
 }
+
+#[test]
+fn an_io_uring_with_registered_buffers_is_a_doubt() {
+    let helper = Helper::start("uring");
+    let vm = Watch::new().until(helper.pid(), NOTICED, "the VM", |_| true);
+    assert!(vm.doubts.len() == 1 && vm.doubts[0].contains("registered buffers (1)"), "{:?}", vm.doubts);
+}

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{NOTICED, PATIENCE, Process, Qemu, TICK, Watch};
+use crate::harness::{Helper, NOTICED, PATIENCE, Process, Qemu, TICK, Watch};
 
 #[test]
 fn a_killed_vm_is_gone_at_once_even_as_a_zombie() {
@@ -96,6 +96,13 @@ fn a_reused_pid_is_another_vm() {
     let sleeper = WithPid::start_program(pid, c"/bin/sleep", &["sleep", "100"]);
     assert_eq!(watch.look(pid), None);
     drop(sleeper);
+}
+
+#[test]
+fn a_lack_of_descriptors_makes_no_vm_disappear() {
+    let qemu = Qemu::start(&["-m", "32"]);
+    let helper = Helper::start(&format!("discover-without-descriptors {}", qemu.pid()));
+    assert_eq!(helper.said, ["found 1"; 5]);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod discard;
 mod kvm_dirty_ring_push;
+mod kvm_page_fault;
 mod marks;
 mod memslots;
 mod page_fault_kernel;
@@ -45,6 +46,21 @@ fn layout(vmm: &Vmm) -> MarkLayout {
         memslots: Vec::new(),
         pages: ram.pages,
     }
+}
+
+/// The same with the memory slots the VMM has set.
+fn layout_with_slots(vmm: &Vmm) -> MarkLayout {
+    let vms = hooks().memslots().unwrap();
+    let memslots = vms.into_iter().find(|vm| vm.pid == vmm.pid()).unwrap().slots;
+    MarkLayout { memslots, ..layout(vmm) }
+}
+
+/// Whether exactly the pages the guest writes were marked, in memory that begins at page `first`. The page of its code may be among them: KVM maps
+/// a page for writing as soon as it can be written, and reports it as dirty then.
+fn guest_wrote(all: &All, first: u32) -> bool {
+    let expected = first + vmm::GUEST_WRITES.start..first + vmm::GUEST_WRITES.end;
+    let rest: Vec<_> = all.written.iter().filter(|run| **run != one(first)).cloned().collect();
+    rest == [expected] && all.discarded.is_empty() && all.taken == Taken::default()
 }
 
 /// Everything one call of `take` says.

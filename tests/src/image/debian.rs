@@ -72,7 +72,7 @@ impl DebianGuest {
     /// The kernel command line: console on the first serial port, and the workload.
     #[must_use]
     pub fn command_line(&self, workload: &super::Workload) -> String {
-        format!("console=ttyS0 quiet panic=-1 systemd.show_status=no {workload}")
+        format!("console=ttyS0 quiet panic=-1 no_timer_check systemd.show_status=no {workload}")
     }
 }
 

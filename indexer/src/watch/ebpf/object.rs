@@ -105,6 +105,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
     let offsets = Plain(offsets);
     let level = if debug { DEBUG } else { SILENT };
     let mut object = EbpfLoader::new()
+        .btf(None) // only for relocations, which these programs do without
         .override_global("OFFSETS", &offsets, true)
         .override_global("AYA_LOG_LEVEL", &level, true)
         .load(OBJECT)

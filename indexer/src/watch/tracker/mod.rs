@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 
 use super::{
     claim::Claim,
-    ebpf::{MarkLayout, MarkRegion, Marks, RamFile},
+    ebpf::{MarkLayout, MarkRegion, Marks},
     pagemap::{Pagemap, ScanError},
     queue::{Queue, runs},
     userfault::{self, UserFault},
@@ -452,7 +452,7 @@ impl Tracker {
             len: watched.region.len,
             first_page: watched.first_page,
             file: match watched.region.backing {
-                Backing::SharedFile { device, inode, offset, .. } => Some(RamFile { device, inode, offset }),
+                Backing::SharedFile { device, inode, offset, .. } => Some((device, inode, offset)),
                 Backing::PrivateFile { .. } | Backing::Anonymous => None,
             },
         });
