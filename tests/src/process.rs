@@ -24,6 +24,8 @@ impl Process {
     /// If the program can't be started.
     pub fn start(what: impl Into<String>, command: &mut Command) -> Self {
         let what = what.into();
+        // Not in our process group: Ctrl-C is for whoever started us, and what it ends is our business.
+        command.process_group(0);
         // SAFETY: prctl(2) is async-signal-safe and allocates nothing.
         unsafe {
             command.pre_exec(|| set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from));

@@ -6,6 +6,7 @@
 
 mod bench;
 mod build_ebpf;
+mod demo;
 mod setup;
 mod test;
 mod workspace;
@@ -23,6 +24,7 @@ use clap::{Parser, Subcommand};
 #[command(after_help = "\
 First steps:
   cargo xtask setup     once, as root; or leave it to the next command
+  cargo xtask demo      watch what memdex does, on two hosts with real guests
   cargo xtask test      build everything and run every test
   cargo build           the daemon (memdexd) and the command (memdex) in target/debug")]
 struct Arguments {
@@ -34,6 +36,7 @@ struct Arguments {
 enum Task {
     Setup(setup::Arguments),
     BuildEbpf(build_ebpf::Arguments),
+    Demo(demo::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
 }
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Setup(arguments) => setup::main(&arguments),
         Task::BuildEbpf(arguments) => build_ebpf::main(&arguments),
+        Task::Demo(arguments) => demo::main(&arguments),
         Task::Test(arguments) => test::main(&arguments),
         Task::Bench(arguments) => bench::main(&arguments),
     };

@@ -1,0 +1,84 @@
+//! The guests write: pages become stale, and current again.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    figures::{count, quantile, time},
+    hosts::World,
+    page_map,
+    stage::{Failure, Stage},
+    summary::Summary,
+    watch::Watch,
+};
+
+/// Time between two looks at the map.
+const LOOK: Duration = Duration::from_millis(15);
+/// Time between two drawings.
+const FRAME: Duration = Duration::from_millis(100);
+
+pub(super) fn play(world: &World, stage: &mut Stage, summary: &mut Summary) -> Result<(), Failure> {
+    stage.scene("The guests write")?;
+    let [north, south] = &world.hosts;
+    let guest = &north.guests[0];
+    stage.say(&format!(
+        "A write to a protected page leaves a mark at once; the page is stale until it was read again. Here is {}, live.",
+        guest.name
+    ));
+    stage.line("");
+    let vm = north.vm(guest)?;
+    let label = format!("vm=\"{}\"", vm.id);
+    let map = page_map::fetch(north.daemon(), &vm.id, None)?;
+    let mut watch = Watch::new(&map, super::contents(south)?);
+    let before = north.metrics();
+    let begun = Instant::now();
+    let length = Duration::from_secs(if world.fast { 4 } else { 8 });
+    let mut drawn: Option<Instant> = None;
+    while begun.elapsed() < length {
+        stage.pause(LOOK)?;
+        watch.look(&page_map::fetch(north.daemon(), &vm.id, Some(watch.generation))?);
+        if drawn.is_none_or(|drawn| drawn.elapsed() >= FRAME) {
+            drawn = Some(Instant::now());
+            let lines = watch.lines(stage, begun.elapsed());
+            stage.draw(&lines);
+        }
+    }
+    if stage.is_terminal() {
+        stage.keep_drawing();
+    } else {
+        watch.lines(stage, begun.elapsed()).iter().for_each(|line| stage.line(line));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let after = north.metrics();
+    let grown = |name: &str| after.sum(name, &label) - before.sum(name, &label);
+    let stale = grown("memdex_vm_pages_gone_stale_total");
+    let read = grown("memdex_vm_pages_read_total");
+    let hot = after.sum("memdex_vm_hot_pages", &label);
+
+    let settled = watch.settled();
+    stage.line("");
+    stage.say(&format!(
+        "In {seconds:.0} s {} of {}'s pages were written ({:.0} a second), {} were read again.",
+        count(stale as u64),
+        guest.name,
+        stale / seconds,
+        count(read as u64)
+    ));
+    if let (Some(half), Some(most)) = (quantile(&settled, 0.5), quantile(&settled, 0.95)) {
+        stage.say(&format!(
+            "From stale to current: half of them within {}, 95 of 100 within {} (looked at every {}). {} pages that are \
+             written all the time are read now and then instead of being chased.",
+            time(half),
+            time(most),
+            time(watch.gap()),
+            count(hot as u64),
+        ));
+        summary.figure(guest.name, "stale_to_current_p50", half.as_secs_f64() * 1e3, "ms");
+        summary.figure(guest.name, "stale_to_current_p95", most.as_secs_f64() * 1e3, "ms");
+    }
+    summary.figure(guest.name, "pages_gone_stale", stale / seconds, "pages/s");
+    summary.figure(guest.name, "pages_read", read / seconds, "pages/s");
+    summary.figure(guest.name, "hot_pages", hot, "pages");
+    let text = format!("writes were seen and read again: {} pages became current while we looked", count(settled.len() as u64));
+    summary.check(stage, "writes_seen", stale > 0.0 && !settled.is_empty(), &text);
+    Ok(())
+}
