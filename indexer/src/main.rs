@@ -31,6 +31,7 @@ const LET_GO: Duration = Duration::from_millis(1500);
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
+    indexer::heap::one_for_all();
     let cli = cli::Cli::parse();
     let hook_debug = cli.hook_debug;
     let config = match Config::load(cli.config.clone().as_deref(), cli.overrides()) {

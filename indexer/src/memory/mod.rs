@@ -117,7 +117,7 @@ impl RegionMemory {
     ) -> Result<(), MemoryError> {
         self.check(&pages)?;
         match &self.source {
-            Source::File(file) => file.data(pages, out),
+            Source::File(file) => file.data(pagemap, pages, out),
             Source::Process(process) => process.data(pagemap, pages, out),
         }
     }
