@@ -35,6 +35,12 @@ impl Mapping {
     pub fn pages(&self) -> u64 {
         (self.end - self.start) / PAGE
     }
+
+    /// Whether both show the same shared file.
+    #[must_use]
+    pub fn same_file(&self, other: &Self) -> bool {
+        self.shared && other.shared && self.inode != 0 && self.inode == other.inode && self.path == other.path
+    }
 }
 
 /// The readable and writable mappings of a process.

@@ -67,20 +67,26 @@ impl fmt::Display for Report {
 #[must_use]
 pub fn compare(daemon: &Daemon, vm: &Vm) -> Report {
     let vm = daemon.vm_of(vm.pid).unwrap_or_else(|| panic!("{} has vanished from the daemon", vm.name));
-    let pages = daemon.pages(&vm.id);
-    compare_pages(&vm, &pages)
+    compare_pages(&vm, &daemon.pages(&vm.id), false)
 }
 
-/// As [`compare`], with a map that was taken before.
+/// As [`compare`] for a map that nobody synced: stale pages are no difference, anything else the map claims must hold.
+/// The guest must be paused.
 ///
 /// # Panics
 /// If the map has not the shape of the contract, or the RAM can't be found.
 #[must_use]
-pub fn compare_pages(vm: &Vm, pages: &[Page]) -> Report {
+pub fn compare_claims(daemon: &Daemon, vm: &Vm) -> Report {
+    let vm = daemon.vm_of(vm.pid).unwrap_or_else(|| panic!("{} has vanished from the daemon", vm.name));
+    compare_pages(&vm, &daemon.pages(&vm.id), true)
+}
+
+fn compare_pages(vm: &Vm, pages: &[Page], stale_is_fine: bool) -> Report {
     check_shape(vm, pages);
     let mut report = Report::default();
     for (page, truth) in pages.iter().zip(content(vm, pages)) {
-        report.add(page, judge(page, truth.as_deref()));
+        let problem = judge(page, truth.as_deref());
+        report.add(page, problem.filter(|_| page.state != State::Stale || !stale_is_fine));
     }
     report
 }
@@ -146,9 +152,16 @@ fn find<'a>(region: &Coverage, pages: &[Page], mappings: &'a [Mapping]) -> &'a M
     };
     let of_size = |mapping: &&Mapping| !mapping.shared && mapping.pages() == region.pages;
     let by_name: Vec<&Mapping> = mappings.iter().filter(of_file).collect();
-    let candidates = if by_name.is_empty() { mappings.iter().filter(of_size).collect() } else { by_name };
+    // Memfds of one name are told apart by their size.
+    let exact = by_name.iter().copied().filter(|mapping| mapping.pages() == region.pages);
+    let exact: Vec<&Mapping> = exact.collect();
+    let candidates = match (by_name.is_empty(), exact.is_empty()) {
+        (true, _) => mappings.iter().filter(of_size).collect(),
+        (_, true) => by_name,
+        _ => exact,
+    };
     // The same file mapped twice is still the same RAM.
-    let same = candidates.windows(2).all(|two| two[0].shared && two[0].path == two[1].path);
+    let same = candidates.windows(2).all(|two| two[0].same_file(two[1]));
     match candidates.first() {
         Some(mapping) if same => mapping,
         _ => panic!("{} mappings could be region {region:?}: {mappings:#?}", candidates.len()),

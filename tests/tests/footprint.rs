@@ -10,7 +10,7 @@ fn index_twice(scratch: &Scratch, ram: tiny::Ram, measure: impl Fn(u32) -> u64) 
     let options = tiny::Options { mib: 64, ram, ..tiny::Options::default() };
     let mut guest = Tiny::start_with(scratch, &scratch.name("f"), &options);
     for part in 0..7 {
-        guest.write(1 + part * 2000, POPULATED / 7, part as u32 * 100);
+        guest.write(1 + part * 2000, POPULATED / 7, 1 + part as u32 * 100);
     }
     let before = measure(guest.pid());
     let daemon = Daemon::start(scratch);

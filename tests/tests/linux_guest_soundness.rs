@@ -24,7 +24,7 @@ fn linux(name: &str, backend: impl FnOnce(&Scratch) -> Backend) {
     // The daemon is there while Linux boots: nothing writes more.
     let daemon = Daemon::start(&scratch);
     let (vm, _) = daemon.wait_for_vm(guest.pid(), Duration::from_secs(3));
-    let took = guest.wait_for_serial(image::READY, Duration::from_secs(60));
+    let took = guest.wait_for_serial(image::READY, Duration::from_secs(120));
     eprintln!("booted in {took:?}");
 
     let mut smallest = u64::MAX;

@@ -135,3 +135,25 @@ fn heavy_load_is_right_at_every_pause() {
         guest.run("resume");
     }
 }
+
+/// A fault in anonymous memory may bring a huge page, of which only one page was written so far. The writes to its other
+/// pages that follow raise no fault.
+#[test]
+fn pages_that_came_with_a_huge_page_are_followed() {
+    let scratch = Scratch::new("huge");
+    let options = tiny::Options { mib: 64, ram: tiny::Ram::Anonymous, ..tiny::Options::default() };
+    let mut guest = Tiny::start_with(&scratch, &scratch.name("h"), &options);
+    let daemon = Daemon::start(&scratch);
+    let (vm, _) = daemon.wait_for_vm(guest.pid(), APPEAR);
+    daemon.sync(&vm.id);
+    for round in 1..6_u64 {
+        let first = round * 1024;
+        guest.write(first, 1, 1);
+        std::thread::sleep(Duration::from_millis(300));
+        guest.write(first + 1, 100, 100);
+        std::thread::sleep(Duration::from_millis(300));
+        // Nobody asked for a sync: what the map says by itself must be true.
+        oracle::compare_claims(&daemon, &vm).expect_exact(&format!("round {round}"));
+    }
+    sync_and_compare(&daemon, &vm, "in the end");
+}
