@@ -29,7 +29,7 @@ pub(crate) fn measure(figures: &mut Figures) {
         initrd: guest.initrd.clone(),
         command_line: guest.command_line(&workload),
     };
-    let name = format!("{}-idle", scratch.mark());
+    let name = scratch.name("idle");
     let mut guest = Qemu::start(&scratch, &name, &Options::linux(MIB, Backend::File(scratch.shm("idle")), boot));
     guest.wait_for_serial(image::READY, Duration::from_secs(120));
     let mut daemon = daemon::start(&scratch, "daemon", &name);

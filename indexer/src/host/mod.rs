@@ -7,6 +7,7 @@ mod registry;
 mod vm;
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -22,7 +23,7 @@ use tokio::sync::broadcast;
 use crate::{
     fingerprint::{Page, pool::HashPool},
     map::{ContentIndex, IndexStatistics},
-    vm::{Discovery, KvmVm, filter::NameFilter},
+    vm::{Discovery, KvmVm, descriptor::Memslot, filter::NameFilter},
     watch::{
         ebpf::{HookOptions, Hooks},
         tracker::TrackerOptions,
@@ -259,26 +260,38 @@ fn sweep(shared: &Arc<Shared>) {
 /// KVM's memory slots as the sweep wants them.
 #[derive(Debug, Default)]
 struct Slots {
+    /// The last complete reading of each VM, by process and kernel address.
+    complete: HashMap<(u32, u64), Vec<Memslot>>,
     failed: bool,
 }
 
 impl Slots {
-    /// The slots of all VMs; `None` if the kernel does not tell.
+    /// The slots of all VMs; `None` if the kernel does not tell. A VM whose slots were changing all the time while they
+    /// were read keeps the ones it had: the next sweep is a moment away.
     fn read(&mut self, hooks: &Hooks) -> Option<Vec<KvmVm>> {
-        match hooks.memslots() {
-            Ok(mut vms) => {
-                self.failed = false;
-                // The last few slots are KVM's own (APIC page, TSS): no guest RAM.
-                vms.iter_mut().for_each(|vm| vm.slots.retain(|slot| slot.id & 0xffff < USER_SLOTS));
-                Some(vms)
-            }
+        let vms = match hooks.memslots() {
+            Ok(vms) => vms,
             Err(error) => {
                 if !std::mem::replace(&mut self.failed, true) {
                     tracing::warn!(%error, "VMs are found by their open files only");
                 }
-                None
+                return None;
             }
+        };
+        self.failed = false;
+        let mut complete = HashMap::new();
+        let mut out = Vec::new();
+        for vm in vms {
+            let key = (vm.pid, vm.address);
+            let slots = if vm.complete { Some(vm.slots) } else { self.complete.remove(&key) };
+            let Some(mut slots) = slots else { continue };
+            // The last few slots are KVM's own (APIC page, TSS): no guest RAM.
+            slots.retain(|slot| slot.id & 0xffff < USER_SLOTS);
+            complete.insert(key, slots.clone());
+            out.push(KvmVm { pid: vm.pid, fd: vm.fd, slots });
         }
+        self.complete = complete;
+        Some(out)
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 
 use super::{
     claim::Claim,
-    ebpf::{MarkLayout, MarkRegion, Marks},
+    ebpf::{MarkLayout, MarkRegion, Marks, RamFile},
     pagemap::{Pagemap, ScanError},
     queue::{Queue, runs},
     userfault::{self, UserFault},
@@ -43,6 +43,8 @@ use region::Watched;
 const BATCH: u32 = 2048;
 /// Time for a mark to be followed by its write; see [`super::queue`].
 const ROTATION: Duration = Duration::from_secs(1);
+/// Shortest time from laying the marks out to doing it again because KVM's memory slots moved.
+const REWATCH: Duration = Duration::from_millis(500);
 /// Commands waiting for one tracker.
 pub(crate) const COMMANDS: usize = 64;
 
@@ -124,6 +126,8 @@ pub(crate) struct Tracker {
     /// Room for the changes of a batch, kept to save allocating.
     changes: Vec<Change>,
     full_scan_wanted: bool,
+    /// KVM's memory slots are not those the marks were laid out for.
+    slots_moved: bool,
     pass_began: Instant,
     pass_took: Option<Duration>,
     last_tick: Instant,
@@ -131,6 +135,7 @@ pub(crate) struct Tracker {
     last_audit: Instant,
     last_full_scan: Instant,
     last_recheck: Instant,
+    last_watched: Instant,
     last_rehash: Instant,
     last_event: (Instant, u64),
     audit_cost: Duration,
@@ -173,6 +178,7 @@ impl Tracker {
             unseen: RoaringBitmap::new(),
             changes: Vec::new(),
             full_scan_wanted: false,
+            slots_moved: false,
             pass_began: now,
             pass_took: None,
             last_tick: now,
@@ -180,6 +186,7 @@ impl Tracker {
             last_audit: now,
             last_full_scan: now,
             last_recheck: now,
+            last_watched: now,
             last_rehash: now,
             last_event: (now, 0),
             audit_cost: Duration::ZERO,
@@ -237,6 +244,11 @@ impl Tracker {
             self.queue.rotate();
         }
         self.take_marks();
+        if self.slots_moved && self.last_watched.elapsed() >= REWATCH {
+            self.slots_moved = false;
+            self.watch_marks();
+            self.full_scan_wanted = true;
+        }
         self.scan()?;
         if self.last_audit.elapsed() >= self.audit_interval() {
             self.audit()?;
@@ -278,6 +290,11 @@ impl Tracker {
         };
         let (mut written, mut discarded) = (Vec::new(), Vec::new());
         let taken = marks.take(&mut written, &mut discarded);
+        // Marks of a layout that has just been replaced may name pages that are no more.
+        let pages = self.vm.map().pages();
+        for run in written.iter_mut().chain(&mut discarded) {
+            *run = run.start.min(pages)..run.end.min(pages);
+        }
         if !written.is_empty() || !discarded.is_empty() {
             let newly = {
                 let mut map = self.vm.map_mut();
@@ -294,6 +311,7 @@ impl Tracker {
         for run in discarded {
             self.queue.discarding(run);
         }
+        self.slots_moved |= taken.layout_stale;
         if taken.overflowed {
             self.vm.counters.mark_overflows.add(1);
             self.full_scan_wanted = true;
@@ -437,7 +455,10 @@ impl Tracker {
         self.unseen.insert_range(kept..pages);
         self.queue.clear();
         self.watch_marks();
-        // Marks that were on their way while the watch changed are lost: look at everything that was kept.
+        // A discard that entered under the old numbers may still be on its way to pages that have new ones.
+        for watched in self.regions.iter().skip(keep) {
+            self.queue.discarding(watched.range());
+        }
         self.full_scan_wanted = true;
         let stale = self.vm.snapshot().in_state(0..u32::MAX, &[PageState::Stale]);
         self.queue.ready(&stale);
@@ -452,7 +473,7 @@ impl Tracker {
             len: watched.region.len,
             first_page: watched.first_page,
             file: match watched.region.backing {
-                Backing::SharedFile { device, inode, offset, .. } => Some((device, inode, offset)),
+                Backing::SharedFile { device, inode, offset, .. } => Some(RamFile { device, inode, offset }),
                 Backing::PrivateFile { .. } | Backing::Anonymous => None,
             },
         });
@@ -461,24 +482,24 @@ impl Tracker {
             memslots: self.descriptor.memslots.clone(),
             pages: self.vm.map().pages(),
         };
-        // What the old watch has seen must not get lost with it; and what happens between the old and the new one
-        // is found by the audit below.
-        self.take_marks();
-        let renewed = self.marks.take().is_some();
         match self.shared.hooks.track(self.process.pid, &layout) {
-            Ok(marks) => (self.marks, self.marks_missing) = (Some(marks), None),
+            Ok(marks) => {
+                // The old marks have been kept until the new ones were in place, so no event fell between them.
+                self.take_marks();
+                (self.marks, self.marks_missing) = (Some(marks), None);
+            }
             Err(error) => {
                 tracing::debug!(vm = %self.vm.id(), %error, "no eBPF marks");
+                self.take_marks();
                 self.marks_missing = Some(error.to_string());
+                if self.marks.take().is_some() {
+                    // Whatever is being thrown away right now, nobody will tell us when it is done.
+                    self.everything_discarded();
+                    self.queue.discards_done();
+                }
             }
         }
-        if renewed {
-            // A discard between the two watches would be invisible for good: only reading again helps.
-            self.everything_discarded();
-            if self.marks.is_none() {
-                self.queue.discards_done();
-            }
-        }
+        self.last_watched = Instant::now();
     }
 
     fn update_status(&mut self) {
