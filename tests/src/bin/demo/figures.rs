@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// `67.9 MiB`; whole numbers from 1000 on.
-pub(crate) fn mib(bytes: u64) -> String {
-    let value = bytes as f64 / f64::from(1 << 20);
-    if value >= 1000.0 { format!("{} MiB", count(value.round() as u64)) } else { format!("{value:.1} MiB") }
+/// `67.9 MiB`, `3.0 GiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 1023.95 { format!("{mib:.1} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
 }
 
 /// `262,144`.
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn figures_read_well() {
-        assert_eq!([0, 71_198_310, 1 << 30].map(mib), ["0.0 MiB", "67.9 MiB", "1,024 MiB"]);
+        assert_eq!([0, 71_198_310, (1 << 30) - 1, 3 << 30].map(size), ["0.0 MiB", "67.9 MiB", "1.0 GiB", "3.0 GiB"]);
         assert_eq!([7, 1000, 12_345_678].map(count), ["7", "1,000", "12,345,678"]);
         let times = [999, 12_345, 4_200_000, 125_000_000].map(|us| time(Duration::from_micros(us)));
         assert_eq!(times, ["999 µs", "12.3 ms", "4.2 s", "2 min 5 s"]);

@@ -25,7 +25,8 @@ const DEBIAN_MIB: u64 = 1024;
 const TINY_MIB: u64 = 128;
 /// A slow machine emulating three Debian guests needs this much patience.
 const BOOT: Duration = Duration::from_secs(300);
-const STARTUP: Duration = Duration::from_secs(20);
+/// Loading the eBPF programs takes most of it.
+const STARTUP: Duration = Duration::from_secs(60);
 
 /// A guest and what is known of it without memdex.
 #[derive(Debug)]

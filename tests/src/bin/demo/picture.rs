@@ -12,6 +12,8 @@ use crate::{
 
 /// Signs in a row.
 const COLUMNS: u64 = 96;
+/// The sign of pages that were read again a moment ago.
+const FRESH: (char, Ink) = ('▪', Ink::Good);
 
 /// What a page is, for somebody who thinks of moving the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,29 +79,36 @@ impl Picture {
         (self.kinds.len() as u64).div_ceil(COLUMNS * self.rows).max(1)
     }
 
-    /// The rows. A sign is what most of its pages are. Where `fresh` pages are, which were written and read again a
-    /// moment ago, or stale ones, the sign says that instead.
-    pub(crate) fn draw(&self, stage: &Stage, fresh: &HashSet<u64>) -> Vec<String> {
+    /// The rows. A sign is what most of its pages are.
+    pub(crate) fn draw(&self, stage: &Stage) -> Vec<String> {
+        self.rows(stage, |_, pages| most(pages).sign())
+    }
+
+    /// The rows, for a picture that changes: a sign with any stale page says so, and so does one with any of `fresh`,
+    /// pages that were read again a moment ago.
+    pub(crate) fn draw_live(&self, stage: &Stage, fresh: impl Iterator<Item = u64>) -> Vec<String> {
         let scale = self.scale();
-        let fresh: HashSet<u64> = fresh.iter().map(|page| page / scale).collect();
-        let signs: Vec<(char, Ink)> = (0..)
-            .zip(self.kinds.chunks(scale as usize))
-            .map(|(index, pages)| {
-                if pages.contains(&Kind::Stale) {
-                    Kind::Stale.sign()
-                } else if fresh.contains(&index) {
-                    ('▪', Ink::Good)
-                } else {
-                    most(pages).sign()
-                }
-            })
-            .collect();
+        let fresh: HashSet<u64> = fresh.map(|page| page / scale).collect();
+        self.rows(stage, |index, pages| {
+            if pages.contains(&Kind::Stale) {
+                Kind::Stale.sign()
+            } else if fresh.contains(&index) {
+                FRESH
+            } else {
+                most(pages).sign()
+            }
+        })
+    }
+
+    fn rows(&self, stage: &Stage, sign: impl Fn(u64, &[Kind]) -> (char, Ink)) -> Vec<String> {
+        let stretches = (0..).zip(self.kinds.chunks(self.scale() as usize));
+        let signs: Vec<(char, Ink)> = stretches.map(|(index, pages)| sign(index, pages)).collect();
         signs.chunks(COLUMNS as usize).map(|row| paint(stage, row)).collect()
     }
 
     /// What the signs mean, for those that are there.
     pub(crate) fn legend(&self, stage: &Stage, other: &str) -> String {
-        let size = figures::mib(self.scale() * PAGE);
+        let size = figures::size(self.scale() * PAGE);
         format!(
             "{} only on this host   {} also on {other}   {} zero   (blank) never touched   a sign is {size}",
             paint(stage, &[Kind::Own.sign()]),
@@ -113,7 +122,7 @@ impl Picture {
         format!(
             "{} written, not read again yet (stale)   {} read again within the last second",
             paint(stage, &[Kind::Stale.sign()]),
-            paint(stage, &[('▪', Ink::Good)]),
+            paint(stage, &[FRESH]),
         )
     }
 }

@@ -16,6 +16,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 const WIDTH: usize = 104;
 /// Longest time in which the wish to leave is not noticed.
 const STEP: Duration = Duration::from_millis(20);
+/// Time between scenes.
+const READING: Duration = Duration::from_secs(3);
 
 /// Why the demo does not go on.
 #[derive(Debug)]
@@ -59,6 +61,8 @@ pub(crate) struct Stage {
     colour: bool,
     leave: Arc<AtomicBool>,
     scene: u32,
+    /// Whether the last line was empty: two in a row are one too many.
+    blank: bool,
     /// Lines of the picture that the next one replaces.
     drawn: usize,
 }
@@ -72,7 +76,7 @@ impl Stage {
         }
         let terminal = io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Ok(Self { terminal, colour, leave, scene: 0, drawn: 0 })
+        Ok(Self { terminal, colour, leave, scene: 0, blank: true, drawn: 0 })
     }
 
     /// Whether pictures can be drawn again in place.
@@ -110,9 +114,9 @@ impl Stage {
         self.say(text);
     }
 
-    /// Begins a scene.
+    /// Begins a scene; whoever sits at a terminal gets time to read the last one.
     pub(crate) fn scene(&mut self, title: &str) -> Result<(), Failure> {
-        self.check()?;
+        self.pause(if self.terminal && self.scene > 0 { READING } else { Duration::ZERO })?;
         self.scene += 1;
         let heading = self.paint(Ink::Heading, &format!("{}  {title}", self.scene));
         self.print("");
@@ -174,6 +178,7 @@ impl Stage {
         }
         text += "\x1b[?7h";
         self.drawn = lines.len();
+        self.blank = false;
         self.write(&text);
     }
 
@@ -200,6 +205,9 @@ impl Stage {
     }
 
     fn print(&mut self, line: &str) {
+        if std::mem::replace(&mut self.blank, line.is_empty()) && line.is_empty() {
+            return;
+        }
         self.write(&format!("{line}\n"));
     }
 

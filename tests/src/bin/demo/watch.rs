@@ -67,6 +67,11 @@ impl Watch {
         (self.looked - self.begun) / self.looks.max(1)
     }
 
+    /// Pages that became stale, each time.
+    pub(crate) const fn written(&self) -> u64 {
+        self.written
+    }
+
     /// How long each page was stale that is current again, sorted.
     pub(crate) fn settled(&self) -> Vec<Duration> {
         let mut settled = self.settled.clone();
@@ -120,8 +125,7 @@ impl Watch {
 
     /// The picture, what its signs mean, and the figures so far.
     pub(crate) fn lines(&self, stage: &Stage, elapsed: Duration) -> Vec<String> {
-        let fresh: HashSet<u64> = self.fresh.iter().map(|(_, page)| *page).collect();
-        let mut lines = self.picture.draw(stage, &fresh);
+        let mut lines = self.picture.draw_live(stage, self.fresh.iter().map(|(_, page)| *page));
         lines.push(String::new());
         lines.push(Picture::live_legend(stage));
         lines.push(format!(

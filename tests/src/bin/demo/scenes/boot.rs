@@ -16,13 +16,13 @@ const GUESTS: [(usize, &str); 3] = [(0, "web1"), (0, "web2"), (1, "web3")];
 
 pub(super) fn play(world: &mut World, stage: &mut Stage, summary: &mut Summary) -> Result<(), Failure> {
     stage.scene("Ordinary virtual machines")?;
-    let (what, mib, accelerator) = (
+    let (what, memory, accelerator) = (
         if world.fast { "a small Linux" } else { "Debian with systemd, redis and nginx" },
-        world.mib,
+        figures::size(world.mib << 20),
         World::accelerator(),
     );
     stage.say(&format!(
-        "Three QEMU guests boot from one image: {what}, {mib} MiB each (by {accelerator}). Each has a workload that keeps \
+        "Three QEMU guests boot from one image: {what}, {memory} each (by {accelerator}). Each has a workload that keeps \
          writing. Nothing in them, and nothing in QEMU, knows of memdex.",
     ));
     for (seed, (host, name)) in (1..).zip(GUESTS) {

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Instant};
 use memdex_tests::oracle;
 
 use crate::{
-    figures::{count, mib, time},
+    figures::{count, size, time},
     hosts::{Guest, Host, World},
     page_map::Fingerprint,
     stage::{Failure, Stage},
@@ -88,7 +88,7 @@ fn compare_diffs(world: &World, stage: &mut Stage, summary: &mut Summary) -> Res
                     "{} to {}: the diff is {} new; counted by hand from the RAM files: the same, to the page",
                     guest.name,
                     world.hosts[to].name,
-                    mib(said.bytes.missing)
+                    size(said.bytes.missing)
                 )
             } else {
                 format!("{} to {}: the diff is {:?}, but counted by hand {truth:?}", guest.name, world.hosts[to].name, said.pages)

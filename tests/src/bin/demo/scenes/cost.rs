@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    figures::{count, mib, percent, time},
+    figures::{count, percent, size, time},
     hosts::{Host, Metrics, World},
     stage::{Failure, Stage},
     summary::Summary,
@@ -45,7 +45,7 @@ fn daemon(
     ));
     stage.line(&format!(
         "        {} of memory for {} guest pages: {:.0} bytes a page, the daemon itself included",
-        mib(resident as u64),
+        size(resident as u64),
         count(pages),
         resident / pages as f64
     ));

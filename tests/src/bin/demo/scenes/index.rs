@@ -81,7 +81,7 @@ fn line(stage: &Stage, name: &str, vm: Option<&VmView>) -> String {
     format!(
         "{name}  {bar}  {} pages, {}, after {}",
         figures::count(indexed.done),
-        figures::mib(indexed.done * PAGE),
+        figures::size(indexed.done * PAGE),
         figures::time(Duration::from_millis(indexed.elapsed_ms)),
     )
 }

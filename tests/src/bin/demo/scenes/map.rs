@@ -1,7 +1,5 @@
 //! What a host knows: the page map as a picture.
 
-use std::collections::HashSet;
-
 use crate::{
     figures,
     hosts::World,
@@ -28,7 +26,7 @@ pub(super) fn play(world: &World, stage: &mut Stage) -> Result<(), Failure> {
         south.name
     ));
     let legend = picture.legend(stage, south.name);
-    let rows = picture.draw(stage, &HashSet::new());
+    let rows = picture.draw(stage);
     stage.line("");
     for row in rows {
         stage.line(&row);

@@ -27,9 +27,9 @@ pub(super) fn play(world: &World, stage: &mut Stage, summary: &mut Summary) -> R
     stage.line("");
     let vm = north.vm(guest)?;
     let label = format!("vm=\"{}\"", vm.id);
-    let map = page_map::fetch(north.daemon(), &vm.id, None)?;
-    let mut watch = Watch::new(&map, super::contents(south)?);
+    let theirs = super::contents(south)?;
     let before = north.metrics();
+    let mut watch = Watch::new(&page_map::fetch(north.daemon(), &vm.id, None)?, theirs);
     let begun = Instant::now();
     let length = Duration::from_secs(if world.fast { 4 } else { 8 });
     let mut drawn: Option<Instant> = None;
@@ -57,20 +57,19 @@ pub(super) fn play(world: &World, stage: &mut Stage, summary: &mut Summary) -> R
     let settled = watch.settled();
     stage.line("");
     stage.say(&format!(
-        "In {seconds:.0} s {} of {}'s pages were written ({:.0} a second), {} were read again.",
-        count(stale as u64),
+        "In {seconds:.0} s {} wrote {} pages ({:.0} a second). {} pages that it writes all the time are read now and then \
+         instead of being chased.",
         guest.name,
-        stale / seconds,
-        count(read as u64)
+        count(watch.written()),
+        watch.written() as f64 / seconds,
+        count(hot as u64),
     ));
     if let (Some(half), Some(most)) = (quantile(&settled, 0.5), quantile(&settled, 0.95)) {
         stage.say(&format!(
-            "From stale to current: half of them within {}, 95 of 100 within {} (looked at every {}). {} pages that are \
-             written all the time are read now and then instead of being chased.",
+            "From stale to current: half of them within {}, 95 of 100 within {} (as seen by looking every {}).",
             time(half),
             time(most),
             time(watch.gap()),
-            count(hot as u64),
         ));
         summary.figure(guest.name, "stale_to_current_p50", half.as_secs_f64() * 1e3, "ms");
         summary.figure(guest.name, "stale_to_current_p95", most.as_secs_f64() * 1e3, "ms");
