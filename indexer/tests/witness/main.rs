@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 mod attach;
+mod qemu;
 mod tracking;
 mod victim;
