@@ -120,7 +120,9 @@ impl FileMemory {
                 Err(error) => return Err(MemoryError::Io(error.into())),
             };
             let found = (position.max(self.offset) - self.offset) / PAGE_SIZE as u64;
-            let Some(page) = u32::try_from(found).ok().filter(|page| *page < pages.end) else { return Ok(()) };
+            let Some(page) = u32::try_from(found).ok().filter(|page| *page < pages.end) else {
+                return Ok(());
+            };
             push_run(out, first, page..page + 1);
             at = page + 1;
         }

@@ -31,7 +31,12 @@ impl Qemu {
         let socket = folder.path().join("qmp");
         let child = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg", "-m", "64", "-display", "none", "-nodefaults", "-S"])
-            .args(["-object", "memory-backend-memfd,id=m,size=64M,share=on", "-machine", "q35,memory-backend=m"])
+            .args([
+                "-object",
+                "memory-backend-memfd,id=m,size=64M,share=on",
+                "-machine",
+                "q35,memory-backend=m",
+            ])
             .arg("-qmp")
             .arg(format!("unix:{},server,nowait", socket.display()))
             .stdin(Stdio::null())

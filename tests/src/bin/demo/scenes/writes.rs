@@ -77,7 +77,10 @@ pub(super) fn play(world: &World, stage: &mut Stage, summary: &mut Summary) -> R
     summary.figure(guest.name, "pages_gone_stale", stale / seconds, "pages/s");
     summary.figure(guest.name, "pages_read", read / seconds, "pages/s");
     summary.figure(guest.name, "hot_pages", hot, "pages");
-    let text = format!("writes were seen and read again: {} pages became current while we looked", count(settled.len() as u64));
+    let text = format!(
+        "writes were seen and read again: {} pages became current while we looked",
+        count(settled.len() as u64)
+    );
     summary.check(stage, "writes_seen", stale > 0.0 && !settled.is_empty(), &text);
     Ok(())
 }
