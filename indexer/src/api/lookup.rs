@@ -102,7 +102,6 @@ fn count(state: &ApiState, asked: u64, held: &RoaringBitmap) {
 }
 
 /// A binary body that is not what it claims to be.
-#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
 pub(super) fn undecodable(error: bulk::DecodeError) -> ApiError {
     match error {
         bulk::DecodeError::TooMany { .. } => {

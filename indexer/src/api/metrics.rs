@@ -50,10 +50,13 @@ fn render(state: &ApiState) -> String {
     out.0
 }
 
+/// One figure of a VM.
+type Value = fn(&VmInfo) -> f64;
+
 fn vms(out: &mut Text, state: &ApiState) {
     let all = state.host.vms();
     let vms: Vec<_> = all.iter().map(|vm| (vm.info(), &vm.counters)).collect();
-    let families: [(&str, &str, fn(&VmInfo) -> f64); 5] = [
+    let families: [(&str, &str, Value); 5] = [
         ("memdex_vm_memory_bytes", "Bytes of guest RAM.", |vm| vm.memory_bytes as f64),
         ("memdex_vm_generation", "Generation of the VM's map.", |vm| vm.generation as f64),
         ("memdex_vm_exact", "1 if tracking is exact, 0 if it is advisory.", |vm| {

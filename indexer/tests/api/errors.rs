@@ -2,10 +2,7 @@
 
 use std::path::Path;
 
-use memdex_wire::{
-    bulk,
-    problem::{Code, Problem},
-};
+use memdex_wire::{bulk, problem::Code};
 use reqwest::{Method, header};
 
 use crate::support::{Served, at, problem, raw};
@@ -162,7 +159,6 @@ async fn the_description_in_git_is_the_one_of_the_code() {
     }
     let codes = &now["components"]["schemas"]["Code"];
     assert!(codes.is_object(), "the codes of problems are described");
-    let _: Option<Problem> = None;
 }
 
 #[tokio::test]
