@@ -47,9 +47,10 @@ fn anonymous_memory_is_not_populated() {
     // kB resident of the mapping of this size.
     let resident = |pid: u32| {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("it runs");
-        let mut ram = text.split("Size: ").filter(|part| part.trim_start().starts_with("65536 kB"));
-        let lines = ram.next().expect("64 MiB of RAM are mapped").lines();
-        let line = lines.filter_map(|line| line.strip_prefix("Rss:")).next().expect("Rss is there");
+        let mut lines = text
+            .lines()
+            .skip_while(|line| line.strip_prefix("Size:").is_none_or(|size| size.trim() != "65536 kB"));
+        let line = lines.find_map(|line| line.strip_prefix("Rss:")).expect("64 MiB of RAM are mapped");
         line.trim().trim_end_matches(" kB").parse().expect("kB")
     };
     let (before, after) = index_twice(&scratch, tiny::Ram::Anonymous, 4, resident);
