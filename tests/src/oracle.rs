@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::{
     Daemon, PAGE,
-    address_space::{Mapping, Source, mappings},
+    address_space::{Mapping, Source, mappings, private_of_size},
     contract::{Coverage, Page, State, Vm},
 };
 
@@ -99,7 +99,7 @@ fn compare_pages(vm: &Vm, pages: &[Page], stale_is_fine: bool) -> Report {
 pub fn content(vm: &Vm, pages: &[Page]) -> Vec<Option<String>> {
     let all = mappings(vm.pid);
     let sources: Vec<Source> =
-        vm.coverage.iter().map(|region| Source::of(vm.pid, find(region, pages, &all))).collect();
+        vm.coverage.iter().map(|region| Source::of(vm.pid, &find(region, pages, &all))).collect();
     pages.iter().map(|page| truth(page, &sources[page.region as usize])).collect()
 }
 
@@ -141,7 +141,7 @@ fn check_shape(vm: &Vm, pages: &[Page]) {
 }
 
 /// The mapping a region stands for: its file by name, anonymous memory by size.
-fn find<'a>(region: &Coverage, pages: &[Page], mappings: &'a [Mapping]) -> &'a Mapping {
+fn find(region: &Coverage, pages: &[Page], mappings: &[Mapping]) -> Mapping {
     let first = pages[region.first_page as usize].offset;
     let end = first + region.pages * PAGE;
     let name = region.region.trim_end_matches(" (deleted)").trim_start_matches('/');
@@ -150,22 +150,19 @@ fn find<'a>(region: &Coverage, pages: &[Page], mappings: &'a [Mapping]) -> &'a M
         let covers = mapping.offset <= first && end <= mapping.offset + (mapping.end - mapping.start);
         mapping.shared && !path.is_empty() && path == name && covers
     };
-    let of_size = |mapping: &&Mapping| !mapping.shared && mapping.pages() == region.pages;
     let by_name: Vec<&Mapping> = mappings.iter().filter(of_file).collect();
+    if by_name.is_empty() {
+        return private_of_size(mappings, region.pages)
+            .unwrap_or_else(|| panic!("no private memory, or too many, for {region:?}: {mappings:#?}"));
+    }
     // Memfds of one name are told apart by their size.
     let exact = by_name.iter().copied().filter(|mapping| mapping.pages() == region.pages);
     let exact: Vec<&Mapping> = exact.collect();
-    let candidates = match (by_name.is_empty(), exact.is_empty()) {
-        (true, _) => mappings.iter().filter(of_size).collect(),
-        (_, true) => by_name,
-        _ => exact,
-    };
+    let candidates = if exact.is_empty() { by_name } else { exact };
     // The same file mapped twice is still the same RAM.
     let same = candidates.windows(2).all(|two| two[0].same_file(two[1]));
-    match candidates.first() {
-        Some(mapping) if same => mapping,
-        _ => panic!("{} mappings could be region {region:?}: {mappings:#?}", candidates.len()),
-    }
+    assert!(same, "several mappings could be region {region:?}: {candidates:#?}");
+    candidates[0].clone()
 }
 
 #[cfg(test)]

@@ -7,7 +7,11 @@ use memdex_tests::{Daemon, Scratch, Tiny, contract::Vm, oracle, tiny};
 
 const APPEAR: Duration = Duration::from_secs(5);
 
+/// First what the map says by itself a few ticks after the last write, then what it says once a sync has looked at
+/// everything.
 fn sync_and_compare(daemon: &Daemon, vm: &Vm, context: &str) -> oracle::Report {
+    std::thread::sleep(Duration::from_millis(100));
+    oracle::compare_claims(daemon, vm).expect_exact(&format!("{context}, without a sync"));
     daemon.sync(&vm.id);
     let report = oracle::compare(daemon, vm);
     report.expect_exact(context);
