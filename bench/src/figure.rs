@@ -9,8 +9,6 @@ use serde::Serialize;
 pub(crate) enum Bound {
     AtLeast(f64),
     AtMost(f64),
-    /// Reported, not promised.
-    None,
 }
 
 /// A measured figure.
@@ -59,7 +57,6 @@ impl Figure {
         match self.bound {
             Bound::AtLeast(least) => self.value >= least,
             Bound::AtMost(most) => self.value <= most,
-            Bound::None => true,
         }
     }
 }
@@ -72,7 +69,6 @@ impl fmt::Display for Figures {
             let (bound, met) = match figure.bound {
                 Bound::AtLeast(least) => (format!("≥ {least}"), figure.within_bounds()),
                 Bound::AtMost(most) => (format!("≤ {most}"), figure.within_bounds()),
-                Bound::None => ("–".to_owned(), true),
             };
             let verdict = if met { "" } else { "SHORT" };
             let Figure { name, value, unit, how, .. } = figure;

@@ -115,6 +115,8 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
             "some VMs could not be let go in time: their memory stays write-protected until the next start"
         );
     }
+    // Whatever was not let go in time: the process must not end while it has a thread of a VMM stopped.
+    std::mem::forget(indexer::watch::inject::hold_off());
     tracing::info!("memdexd has stopped");
     signals.abort();
     Ok(())
@@ -142,6 +144,7 @@ fn stop_on_signals(stop: CancellationToken) -> Result<tokio::task::JoinHandle<()
             }
             if stop.is_cancelled() {
                 tracing::warn!("a second signal: ending at once");
+                std::mem::forget(indexer::watch::inject::hold_off());
                 std::process::exit(130);
             }
             tracing::info!("stopping; a second signal ends memdexd at once");

@@ -60,8 +60,8 @@ pub(super) struct Block {
 }
 
 impl Chunk {
-    pub(super) fn unknown(len: usize) -> Self {
-        Self::Alike { page: UNKNOWN | STALE, len: len as u16, generation: Generation(0) }
+    pub(super) fn unknown(len: usize, generation: Generation) -> Self {
+        Self::Alike { page: UNKNOWN | STALE, len: len as u16, generation }
     }
 
     pub(super) fn len(&self) -> usize {

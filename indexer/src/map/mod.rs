@@ -57,12 +57,16 @@ impl PageMap {
     #[must_use]
     pub fn new(layout: Arc<Layout>) -> Self {
         let pages = layout.pages();
+        // Milliseconds since 1970: a map that begins anew (the daemon was restarted) has later generations than the one
+        // before, so that an old `ETag` or `since` never matches by chance. It grows by less than one a millisecond.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let generation = Generation(now.as_millis() as u64);
         let mut map = Self {
             layout,
             chunks: Vec::new(),
             counts: PageCounts::default(),
-            generation: Generation(1),
-            layout_since: Generation(1),
+            generation,
+            layout_since: generation,
         };
         map.extend(pages);
         map
@@ -196,7 +200,7 @@ impl PageMap {
         }
         while missing > 0 {
             let len = missing.min(CHUNK_PAGES);
-            self.chunks.push(Chunk::unknown(len));
+            self.chunks.push(Chunk::unknown(len, self.generation));
             missing -= len;
         }
     }

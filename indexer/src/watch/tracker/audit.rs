@@ -144,7 +144,7 @@ impl Tracker {
                 let mut pages = steered.clone();
                 pages.remove_range(..range.start);
                 pages.remove_range(range.end..);
-                pages
+                self.regions[region].with_huge_pages(pages)
             };
             if pages.is_empty() {
                 continue;

@@ -225,8 +225,13 @@ impl Tracker {
         if self.last_tick.elapsed() >= self.options.tick {
             self.tick()?;
         }
-        let worked = self.settle_ready()?;
-        let more = self.work_on_jobs()?;
+        // A sync settles every stale page itself; chasing hot pages beside it would only take its time.
+        let syncing = self.jobs.iter().any(|job| matches!(job, Job::Sync(_)));
+        let worked = if syncing { false } else { self.settle_ready()? };
+        let mut more = self.work_on_jobs()?;
+        while syncing && more && !self.jobs.is_empty() && self.last_tick.elapsed() < self.options.tick {
+            more = self.work_on_jobs()?;
+        }
         if !worked && !more && !self.jobs.is_empty() {
             // A sync waits for a discard to return or a write to land: that takes microseconds, not a tick.
             std::thread::sleep(Duration::from_millis(1));
@@ -277,6 +282,8 @@ impl Tracker {
             self.pass_took = None;
         } else if self.pass_took.is_none() {
             self.pass_took = Some(self.pass_began.elapsed());
+            // Growing the reverse index left the smaller tables behind.
+            crate::heap::give_back();
         }
         let total = u64::from(self.vm.map().pages());
         let elapsed_ms = self.pass_took.unwrap_or_else(|| self.pass_began.elapsed()).as_millis() as u64;

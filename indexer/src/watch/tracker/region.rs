@@ -3,6 +3,7 @@
 use std::{ops::Range, sync::Arc};
 
 use memdex_wire::vm::{CoverageStatus, RegionCoverage};
+use roaring::RoaringBitmap;
 
 use crate::{
     memory::{MemoryError, RegionMemory},
@@ -10,6 +11,9 @@ use crate::{
     vm::descriptor::{Backing, ProcessId, Region},
     watch::userfault::UserFault,
 };
+
+/// Pages in a huge page.
+const HUGE: u32 = 512;
 
 /// How a region is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +33,7 @@ pub(super) struct Watched {
     pub first_page: u32,
     pub memory: Option<Arc<RegionMemory>>,
     pub watch: Watch,
+    huge_pages: bool,
 }
 
 impl Watched {
@@ -44,7 +49,7 @@ impl Watched {
             Ok(memory) => Some(Arc::new(memory)),
             Err(error) => {
                 let watch = Watch::Unreadable(error.to_string());
-                return Self { region, first_page, memory: None, watch };
+                return Self { region, first_page, memory: None, watch, huge_pages: false };
             }
         };
         let watch = match (untrackable(&region), userfault) {
@@ -55,7 +60,8 @@ impl Watched {
                 Err(error) => Watch::Rehash(error.to_string()),
             },
         };
-        Self { region, first_page, memory, watch }
+        let huge_pages = may_have_huge_pages(&region);
+        Self { region, first_page, memory, watch, huge_pages }
     }
 
     pub(super) fn pages(&self) -> u32 {
@@ -90,6 +96,29 @@ impl Watched {
         page(addresses.start)..page(addresses.end)
     }
 
+    /// The same pages and those a huge page brings in with them. The first write to memory that was never populated may
+    /// populate a whole 2 MiB at once, of which one page is marked; writes to the others take no fault any more.
+    pub(super) fn with_huge_pages(&self, pages: RoaringBitmap) -> RoaringBitmap {
+        if !self.huge_pages || pages.is_empty() {
+            return pages;
+        }
+        // Huge pages are aligned in the VMM's address space, not in page numbers.
+        let skew = (self.region.start.0 / bytes(1)) as u32 % HUGE;
+        let mut wide = RoaringBitmap::new();
+        let mut done = 0;
+        for page in pages.iter() {
+            if page < done {
+                continue;
+            }
+            let inside = page - self.first_page + skew;
+            let start = (inside - inside % HUGE).saturating_sub(skew);
+            let end = inside - inside % HUGE + HUGE - skew;
+            done = self.first_page + end.min(self.pages());
+            wide.insert_range(self.first_page + start..done);
+        }
+        wide
+    }
+
     /// Pages counted from the region's start.
     pub(super) fn relative(&self, pages: &PageRange) -> PageRange {
         pages.start - self.first_page..pages.end - self.first_page
@@ -119,6 +148,17 @@ impl Watched {
             reason,
         }
     }
+}
+
+/// Whether the kernel may populate a region by huge pages without being asked. Shared memory needs a setting that few
+/// hosts have; a file system mounted with `huge=` counts as well.
+fn may_have_huge_pages(region: &Region) -> bool {
+    let Backing::SharedFile { .. } = region.backing else { return true };
+    let setting =
+        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let by_setting = !(setting.contains("[never]") || setting.contains("[deny]"));
+    by_setting || mounts.lines().any(|mount| mount.contains("huge=") && !mount.contains("huge=never"))
 }
 
 /// Why a region cannot be write-protected, known without trying.
