@@ -52,13 +52,17 @@ mod tests {
 
     #[test]
     fn figures_read_well() {
-        assert_eq!([0, 71_198_310, (1 << 30) - 1, 3 << 30].map(size), ["0.0 MiB", "67.9 MiB", "1.0 GiB", "3.0 GiB"]);
+        assert_eq!(
+            [0, 71_198_310, (1 << 30) - 1, 3 << 30].map(size),
+            ["0.0 MiB", "67.9 MiB", "1.0 GiB", "3.0 GiB"]
+        );
         assert_eq!([7, 1000, 12_345_678].map(count), ["7", "1,000", "12,345,678"]);
         let times = [999, 12_345, 4_200_000, 125_000_000].map(|us| time(Duration::from_micros(us)));
         assert_eq!(times, ["999 µs", "12.3 ms", "4.2 s", "2 min 5 s"]);
-        assert_eq!([(0, 9), (1, 100_000), (1, 3), (9, 9)].map(|(p, w)| percent(p, w)), [
-            "0 %", "0.1 %", "33.3 %", "100 %"
-        ]);
+        assert_eq!(
+            [(0, 9), (1, 100_000), (1, 3), (9, 9)].map(|(p, w)| percent(p, w)),
+            ["0 %", "0.1 %", "33.3 %", "100 %"]
+        );
     }
 
     #[test]

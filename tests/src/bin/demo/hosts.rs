@@ -120,7 +120,12 @@ impl World {
             Options::linux(self.mib, Backend::File(ram.clone()), boot)
         } else {
             let image = image::debian_guest().map_err(failed)?;
-            let disk = ["-drive".to_owned(), image.drive(), "-device".to_owned(), "virtio-blk-pci,drive=root".to_owned()];
+            let disk = [
+                "-drive".to_owned(),
+                image.drive(),
+                "-device".to_owned(),
+                "virtio-blk-pci,drive=root".to_owned(),
+            ];
             let boot = Boot {
                 kernel: image.kernel.vmlinuz.clone(),
                 command_line: image.command_line(&workload),
@@ -151,7 +156,11 @@ impl World {
                     guest.booted = Some(begun.elapsed());
                 }
                 if !guest.qemu.is_running() {
-                    return Err(Failure::Failed(format!("QEMU of {} has ended: {}", guest.name, guest.qemu.serial())));
+                    return Err(Failure::Failed(format!(
+                        "QEMU of {} has ended: {}",
+                        guest.name,
+                        guest.qemu.serial()
+                    )));
                 }
                 waiting += usize::from(guest.booted.is_none());
             }
@@ -160,7 +169,10 @@ impl World {
                 return Ok(());
             }
             if begun.elapsed() > BOOT {
-                return Err(Failure::Failed(format!("{waiting} guests have not booted within {} s", BOOT.as_secs())));
+                return Err(Failure::Failed(format!(
+                    "{waiting} guests have not booted within {} s",
+                    BOOT.as_secs()
+                )));
             }
         }
     }

@@ -74,8 +74,10 @@ fn perform(arguments: &Arguments, stage: &mut Stage, summary: &mut Summary) -> R
     let kept = Arc::clone(&words);
     panic::set_hook(Box::new(move |panic| {
         let payload = panic.payload();
-        let text = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref().copied());
-        *kept.lock().unwrap_or_else(PoisonError::into_inner) = text.unwrap_or("the harness panicked").to_owned();
+        let text =
+            payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref().copied());
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) =
+            text.unwrap_or("the harness panicked").to_owned();
     }));
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
         leftovers::remove();
@@ -83,5 +85,7 @@ fn perform(arguments: &Arguments, stage: &mut Stage, summary: &mut Summary) -> R
         scenes::play(&mut world, stage, summary)
     }));
     drop(panic::take_hook());
-    outcome.unwrap_or_else(|_| Err(Failure::Failed(words.lock().unwrap_or_else(PoisonError::into_inner).clone())))
+    outcome.unwrap_or_else(|_| {
+        Err(Failure::Failed(words.lock().unwrap_or_else(PoisonError::into_inner).clone()))
+    })
 }

@@ -34,7 +34,8 @@ pub(crate) fn fetch(daemon: &Daemon, vm: &str, since: Option<u64>) -> Result<Pag
     let query = since.map_or(String::new(), |generation| format!("?since={generation}"));
     let path = format!("/v1/vms/{vm}/pages{query}");
     let accept = ["Accept: application/vnd.memdex.pages.v1"];
-    let answer = http::unix(daemon.socket(), "GET", &path, &accept).map_err(|error| failed(error.to_string()))?;
+    let answer =
+        http::unix(daemon.socket(), "GET", &path, &accept).map_err(|error| failed(error.to_string()))?;
     if answer.status != 200 {
         return Err(failed(String::from_utf8_lossy(&answer.body).into_owned()));
     }
@@ -43,7 +44,9 @@ pub(crate) fn fetch(daemon: &Daemon, vm: &str, since: Option<u64>) -> Result<Pag
 
 fn decode(body: &[u8]) -> Option<PageMap> {
     let number = |at: usize| Some(u64::from_le_bytes(body.get(at..at + 8)?.try_into().ok()?));
-    if body.get(..4)? != b"MXP1" || (body.len() - HEADER.min(body.len())) as u64 != number(24)? * RECORD as u64 {
+    if body.get(..4)? != b"MXP1"
+        || (body.len() - HEADER.min(body.len())) as u64 != number(24)? * RECORD as u64
+    {
         return None;
     }
     let pages = body[HEADER..].chunks_exact(RECORD).map(|record| {

@@ -91,7 +91,10 @@ fn compare_diffs(world: &World, stage: &mut Stage, summary: &mut Summary) -> Res
                     size(said.bytes.missing)
                 )
             } else {
-                format!("{} to {}: the diff is {:?}, but counted by hand {truth:?}", guest.name, world.hosts[to].name, said.pages)
+                format!(
+                    "{} to {}: the diff is {:?}, but counted by hand {truth:?}",
+                    guest.name, world.hosts[to].name, said.pages
+                )
             };
             summary.check(stage, "diff_is_true", said.pages == truth, &text);
         }

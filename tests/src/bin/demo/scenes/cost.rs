@@ -12,7 +12,10 @@ use crate::{
 pub(super) fn play(world: &World, stage: &mut Stage, summary: &mut Summary) -> Result<(), Failure> {
     stage.scene("What does it cost?")?;
     let length = Duration::from_secs(if world.fast { 3 } else { 6 });
-    stage.say(&format!("Measured for {} s while the guests write and nobody asks anything:", length.as_secs()));
+    stage.say(&format!(
+        "Measured for {} s while the guests write and nobody asks anything:",
+        length.as_secs()
+    ));
     let before: Vec<Metrics> = world.hosts.iter().map(Host::metrics).collect();
     let begun = Instant::now();
     stage.pause(length)?;
@@ -63,7 +66,8 @@ fn witnesses(world: &World, stage: &mut Stage, summary: &mut Summary) -> Result<
     let mut active: Vec<String> = Vec::new();
     for host in &world.hosts {
         let metrics = host.metrics();
-        marks += metrics.sum("memdex_vm_marks_written_total", "") + metrics.sum("memdex_vm_marks_discarded_total", "");
+        marks += metrics.sum("memdex_vm_marks_written_total", "")
+            + metrics.sum("memdex_vm_marks_discarded_total", "");
         runs += metrics.sum("memdex_ebpf_runs_total", "");
         seconds += metrics.sum("memdex_ebpf_seconds_total", "");
         for vm in host.vms()? {
@@ -98,7 +102,8 @@ fn witnesses(world: &World, stage: &mut Stage, summary: &mut Summary) -> Result<
     }
     summary.figure("both", "ebpf_marks", marks, "pages");
     summary.figure("both", "missed_by_ebpf", missed, "pages");
-    let text = format!("pages that memdex itself found to differ from its map, in the whole run: {mismatches}");
+    let text =
+        format!("pages that memdex itself found to differ from its map, in the whole run: {mismatches}");
     summary.check(stage, "no_mismatch", mismatches == 0, &text);
     Ok(())
 }

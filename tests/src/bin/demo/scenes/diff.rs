@@ -15,7 +15,7 @@ use crate::{
     summary::Summary,
 };
 
-const BAR: u64 = 48;
+const BAR: u64 = 40;
 
 pub(super) fn play(world: &World, stage: &mut Stage, summary: &mut Summary) -> Result<(), Failure> {
     stage.scene("What would it take to move a VM?")?;
@@ -41,7 +41,10 @@ pub(super) fn play(world: &World, stage: &mut Stage, summary: &mut Summary) -> R
     }
     stage.line("");
     stage.line(&format!("all VMs: {:>9}   memory", size(all.whole)));
-    stage.line(&format!("         {:>9}   is not zero: what a live migration has to send today, at least", size(all.today())));
+    stage.line(&format!(
+        "         {:>9}   is not zero: what a live migration has to send today, at least",
+        size(all.today())
+    ));
     stage.line(&format!(
         "         {:>9}   is new on the other side: {} of the memory, {} of what is not zero",
         size(all.new),

@@ -57,10 +57,15 @@ fn index_host(host: &Host, stage: &mut Stage, summary: &mut Summary) -> Result<(
     while seen.len() < host.guests.len() || !seen.values().all(complete) {
         stage.pause(Duration::from_millis(10))?;
         seen.extend(host.vms()?.into_iter().map(|vm| (vm.pid, vm)));
-        let lines: Vec<String> = host.guests.iter().map(|guest| line(stage, guest.name, seen.get(&guest.qemu.pid()))).collect();
+        let lines: Vec<String> =
+            host.guests.iter().map(|guest| line(stage, guest.name, seen.get(&guest.qemu.pid()))).collect();
         stage.draw(&lines);
         if begun.elapsed() > BOUND {
-            return Err(Failure::Failed(format!("{} has not read its VMs within {} s", host.name, BOUND.as_secs())));
+            return Err(Failure::Failed(format!(
+                "{} has not read its VMs within {} s",
+                host.name,
+                BOUND.as_secs()
+            )));
         }
     }
     stage.wipe();
@@ -77,7 +82,8 @@ fn line(stage: &Stage, name: &str, vm: Option<&VmView>) -> String {
     let Some(vm) = vm else { return format!("{name}  not found yet") };
     let indexed = vm.indexed;
     let filled = (indexed.done * BAR).checked_div(indexed.total).unwrap_or(0) as usize;
-    let bar = stage.paint(Ink::Good, &"█".repeat(filled)) + &stage.paint(Ink::Quiet, &"·".repeat(BAR as usize - filled));
+    let bar = stage.paint(Ink::Good, &"█".repeat(filled))
+        + &stage.paint(Ink::Quiet, &"·".repeat(BAR as usize - filled));
     format!(
         "{name}  {bar}  {} pages, {}, after {}",
         figures::count(indexed.done),
