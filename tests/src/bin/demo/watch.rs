@@ -27,7 +27,7 @@ pub(crate) struct Watch {
     stale: HashMap<u64, Stale>,
     /// Pages that were read again, and when.
     fresh: VecDeque<(Instant, u64)>,
-    /// Pages that have been current again since the beginning.
+    /// How many of those written since the beginning have been current again.
     settled: u64,
     /// How long pages were stale when they were so for the first time since the beginning.
     first_times: Vec<Duration>,
@@ -43,6 +43,8 @@ pub(crate) struct Watch {
 struct Stale {
     /// When it was first seen so; for the first time since the beginning only.
     since: Option<Instant>,
+    /// Whether it was written since the beginning.
+    counted: bool,
     /// What it was before, and is again if the write left it as it was.
     before: Kind,
 }
@@ -51,7 +53,9 @@ impl Watch {
     pub(crate) fn new(map: &PageMap, theirs: HashSet<Fingerprint>) -> Self {
         let kinds = map.pages.iter().map(|page| Kind::of(page, &theirs)).collect();
         let old = map.pages.iter().filter(|page| page.state == State::Stale);
-        let old = old.map(|page| (page.page, Stale { since: None, before: last_known(page, &theirs) }));
+        let old = old.map(|page| {
+            (page.page, Stale { since: None, counted: false, before: last_known(page, &theirs) })
+        });
         let stale: HashMap<u64, Stale> = old.collect();
         let now = Instant::now();
         Self {
@@ -106,7 +110,7 @@ impl Watch {
                 stale_now.insert(page.page);
                 self.stale.entry(page.page).or_insert_with(|| {
                     self.written += 1;
-                    Stale { since: self.known.insert(page.page).then_some(now), before }
+                    Stale { since: self.known.insert(page.page).then_some(now), counted: true, before }
                 });
             } else if !self.stale.contains_key(&page.page) {
                 // written, read and hashed between two looks
@@ -127,12 +131,12 @@ impl Watch {
     /// Notes which pages are no longer stale.
     fn settle(&mut self, stale_now: &HashSet<u64>, now: Instant) {
         let done = self.stale.extract_if(|page, _| !stale_now.contains(page));
-        for (page, Stale { since, before }) in done {
+        for (page, Stale { since, counted, before }) in done {
             if self.picture.get(page) == Kind::Stale {
                 // not among the changes: its content is the old one
                 self.picture.replace(page, before);
             }
-            self.settled += 1;
+            self.settled += u64::from(counted);
             self.first_times.extend(since.map(|since| now - since));
             self.fresh.push_back((now, page));
         }
@@ -183,12 +187,12 @@ mod tests {
         assert_eq!((watch.written, watch.settled, watch.stale.len()), (1, 0, 2));
         // page 0 was written with what it held already, page 1 has been stale for we don't know how long
         watch.look(&map(3, &[(1, State::Current, 3)]));
-        assert_eq!((watch.written, watch.settled, watch.stale.len()), (1, 2, 0));
+        assert_eq!((watch.written, watch.settled, watch.stale.len()), (1, 1, 0));
         assert_eq!(watch.times().len(), 1);
         assert_eq!(watch.picture.get(0), Kind::Own);
         // written and read between two looks, and not for the first time
         watch.look(&map(4, &[(1, State::Current, 4)]));
-        assert_eq!((watch.written, watch.settled, watch.generation), (2, 3, 4));
+        assert_eq!((watch.written, watch.settled, watch.generation), (2, 2, 4));
         assert_eq!(watch.times().len(), 1);
     }
 }
