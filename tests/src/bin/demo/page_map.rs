@@ -37,7 +37,9 @@ pub(crate) fn fetch(daemon: &Daemon, vm: &str, since: Option<u64>) -> Result<Pag
     let answer =
         http::unix(daemon.socket(), "GET", &path, &accept).map_err(|error| failed(error.to_string()))?;
     if answer.status != 200 {
-        return Err(failed(String::from_utf8_lossy(&answer.body).into_owned()));
+        let problem: Option<serde_json::Value> = serde_json::from_slice(&answer.body).ok();
+        let detail = problem.as_ref().and_then(|problem| problem["detail"].as_str());
+        return Err(failed(detail.map_or_else(|| format!("status {}", answer.status), str::to_owned)));
     }
     decode(&answer.body).ok_or_else(|| failed("it has not the documented form".to_owned()))
 }

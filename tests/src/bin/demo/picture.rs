@@ -103,14 +103,19 @@ impl Picture {
     fn rows(&self, stage: &Stage, sign: impl Fn(u64, &[Kind]) -> (char, Ink)) -> Vec<String> {
         let stretches = (0..).zip(self.kinds.chunks(self.scale() as usize));
         let signs: Vec<(char, Ink)> = stretches.map(|(index, pages)| sign(index, pages)).collect();
-        signs.chunks(COLUMNS as usize).map(|row| paint(stage, row)).collect()
+        let edge = stage.paint(Ink::Quiet, "│");
+        let row = |row: &[(char, Ink)]| {
+            let rest = " ".repeat(COLUMNS as usize - row.len());
+            format!("{edge}{}{rest}{edge}", paint(stage, row))
+        };
+        signs.chunks(COLUMNS as usize).map(row).collect()
     }
 
     /// What the signs mean, for those that are there.
     pub(crate) fn legend(&self, stage: &Stage, other: &str) -> String {
         let size = figures::size(self.scale() * PAGE);
         format!(
-            "{} only on this host   {} also on {other}   {} zero   (blank) never touched   a sign is {size}",
+            "{} only on this host   {} also on {other}   {} zero   blank: never touched   a sign is {size}",
             paint(stage, &[Kind::Own.sign()]),
             paint(stage, &[Kind::Shared.sign()]),
             paint(stage, &[Kind::Zero.sign()]),

@@ -27,7 +27,12 @@ pub(crate) struct Watch {
     stale: HashMap<u64, Stale>,
     /// Pages that were read again, and when.
     fresh: VecDeque<(Instant, u64)>,
-    settled: Vec<Duration>,
+    /// How many of those written since the beginning have been current again.
+    settled: u64,
+    /// How long pages were stale when they were so for the first time since the beginning.
+    first_times: Vec<Duration>,
+    /// Pages that have been written since the beginning, or were stale then.
+    known: HashSet<u64>,
     written: u64,
     begun: Instant,
     looked: Instant,
@@ -36,8 +41,10 @@ pub(crate) struct Watch {
 
 /// A page that is stale now.
 struct Stale {
-    /// When it was first seen so; unknown if it was from the beginning.
+    /// When it was first seen so; for the first time since the beginning only.
     since: Option<Instant>,
+    /// Whether it was written since the beginning.
+    counted: bool,
     /// What it was before, and is again if the write left it as it was.
     before: Kind,
 }
@@ -46,15 +53,20 @@ impl Watch {
     pub(crate) fn new(map: &PageMap, theirs: HashSet<Fingerprint>) -> Self {
         let kinds = map.pages.iter().map(|page| Kind::of(page, &theirs)).collect();
         let old = map.pages.iter().filter(|page| page.state == State::Stale);
-        let old = old.map(|page| (page.page, Stale { since: None, before: last_known(page, &theirs) }));
+        let old = old.map(|page| {
+            (page.page, Stale { since: None, counted: false, before: last_known(page, &theirs) })
+        });
+        let stale: HashMap<u64, Stale> = old.collect();
         let now = Instant::now();
         Self {
             generation: map.generation,
             picture: Picture::new(kinds, ROWS),
-            stale: old.collect(),
+            known: stale.keys().copied().collect(),
+            stale,
             theirs,
             fresh: VecDeque::new(),
-            settled: Vec::new(),
+            settled: 0,
+            first_times: Vec::new(),
             written: 0,
             begun: now,
             looked: now,
@@ -72,11 +84,16 @@ impl Watch {
         self.written
     }
 
-    /// How long each page was stale that is current again, sorted.
-    pub(crate) fn settled(&self) -> Vec<Duration> {
-        let mut settled = self.settled.clone();
-        settled.sort_unstable();
-        settled
+    /// Pages that became current again, each time.
+    pub(crate) const fn settled(&self) -> u64 {
+        self.settled
+    }
+
+    /// How long pages were stale that had been quiet until then, sorted.
+    pub(crate) fn times(&self) -> Vec<Duration> {
+        let mut times = self.first_times.clone();
+        times.sort_unstable();
+        times
     }
 
     /// Takes in what changed since the last look, and what is stale now.
@@ -93,12 +110,15 @@ impl Watch {
                 stale_now.insert(page.page);
                 self.stale.entry(page.page).or_insert_with(|| {
                     self.written += 1;
-                    Stale { since: Some(now), before }
+                    Stale { since: self.known.insert(page.page).then_some(now), counted: true, before }
                 });
             } else if !self.stale.contains_key(&page.page) {
                 // written, read and hashed between two looks
                 self.written += 1;
-                self.settled.push(gap);
+                self.settled += 1;
+                if self.known.insert(page.page) {
+                    self.first_times.push(gap);
+                }
                 self.fresh.push_back((now, page.page));
             }
         }
@@ -111,14 +131,13 @@ impl Watch {
     /// Notes which pages are no longer stale.
     fn settle(&mut self, stale_now: &HashSet<u64>, now: Instant) {
         let done = self.stale.extract_if(|page, _| !stale_now.contains(page));
-        for (page, Stale { since, before }) in done {
+        for (page, Stale { since, counted, before }) in done {
             if self.picture.get(page) == Kind::Stale {
                 // not among the changes: its content is the old one
                 self.picture.replace(page, before);
             }
-            if let Some(since) = since {
-                self.settled.push(now - since);
-            }
+            self.settled += u64::from(counted);
+            self.first_times.extend(since.map(|since| now - since));
             self.fresh.push_back((now, page));
         }
     }
@@ -133,7 +152,7 @@ impl Watch {
             elapsed.as_secs_f64(),
             count(self.stale.len() as u64),
             count(self.written),
-            count(self.settled.len() as u64),
+            count(self.settled),
         ));
         lines
     }
@@ -165,13 +184,15 @@ mod tests {
     fn a_page_is_counted_when_it_is_stale_and_again_when_it_is_not() {
         let mut watch = Watch::new(&map(1, &[(0, State::Current, 1), (1, State::Stale, 2)]), HashSet::new());
         watch.look(&map(2, &[(0, State::Stale, 1), (1, State::Stale, 2)]));
-        assert_eq!((watch.written, watch.settled.len(), watch.stale.len()), (1, 0, 2));
+        assert_eq!((watch.written, watch.settled, watch.stale.len()), (1, 0, 2));
         // page 0 was written with what it held already, page 1 has been stale for we don't know how long
         watch.look(&map(3, &[(1, State::Current, 3)]));
-        assert_eq!((watch.written, watch.settled.len(), watch.stale.len()), (1, 1, 0));
+        assert_eq!((watch.written, watch.settled, watch.stale.len()), (1, 1, 0));
+        assert_eq!(watch.times().len(), 1);
         assert_eq!(watch.picture.get(0), Kind::Own);
-        // written and read between two looks
+        // written and read between two looks, and not for the first time
         watch.look(&map(4, &[(1, State::Current, 4)]));
-        assert_eq!((watch.written, watch.settled.len(), watch.generation), (2, 2, 4));
+        assert_eq!((watch.written, watch.settled, watch.generation), (2, 2, 4));
+        assert_eq!(watch.times().len(), 1);
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     summary::Summary,
 };
 
-const BAR: u64 = 48;
+const BAR: u64 = 40;
 
 pub(super) fn play(world: &World, stage: &mut Stage, summary: &mut Summary) -> Result<(), Failure> {
     stage.scene("What would it take to move a VM?")?;
