@@ -156,7 +156,7 @@ impl Tracker {
         match &userfault {
             Ok(_) => tracing::info!(vm = %vm.id(), name = descriptor.name, "write protection attached"),
             Err(reason) => {
-                tracing::warn!(vm = %vm.id(), name = descriptor.name, reason, "tracking is advisory")
+                tracing::warn!(vm = %vm.id(), name = descriptor.name, reason, "tracking is advisory");
             }
         }
         let now = Instant::now();
