@@ -99,7 +99,7 @@ fn write_paced(start: *mut u8, first: usize, count: usize, per_second: usize) ->
         // SAFETY: page `page` lies in the mapping: the bench asks for pages of the VM only. Aligned, and volatile so
         // that the write happens here.
         unsafe {
-            start.add(page * PAGE + 8).cast::<u64>().write_volatile(0x6d65_6d64_6578_0000 + page as u64)
+            start.add(page * PAGE + 8).cast::<u64>().write_volatile(0x6d65_6d64_6578_0000 + page as u64);
         };
         times.push((page, now()));
     }

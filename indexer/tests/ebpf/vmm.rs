@@ -140,7 +140,7 @@ impl State {
                 assert_eq!(rustix::io::read(&zero, buffer).unwrap(), 64);
             }
             ("punch", &[page, count]) => {
-                self.fallocate(page, count, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE)
+                self.fallocate(page, count, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE);
             }
             ("allocate", &[page, count]) => self.fallocate(page, count, FallocateFlags::empty()),
             ("punch-other", &[page, count]) => {
