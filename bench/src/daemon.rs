@@ -26,7 +26,8 @@ pub(crate) fn start(scratch: &Scratch, name: &str, include: &str) -> Daemon {
 
 /// What the daemon says of the VM with this pid.
 pub(crate) fn vm(daemon: &Daemon, pid: u32) -> Option<VmInfo> {
-    let vms: Vec<VmInfo> = serde_json::from_slice(&daemon.succeed(&["-o", "json", "vms"])).expect("the contract's JSON");
+    let vms: Vec<VmInfo> =
+        serde_json::from_slice(&daemon.succeed(&["-o", "json", "vms"])).expect("the contract's JSON");
     vms.into_iter().find(|vm| vm.pid == pid)
 }
 

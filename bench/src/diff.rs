@@ -15,10 +15,8 @@ const ROUNDS: usize = 5;
 pub(crate) fn measure(figures: &mut Figures) {
     eprintln!("diff of {MIB} MiB, half of it at the other host, {ROUNDS} rounds");
     let scratch = Scratch::new("bench-diff");
-    let (here, there) = (
-        Vmm::start(&scratch, "here", MIB, PAGES / 2, 1),
-        Vmm::start(&scratch, "there", MIB, PAGES / 2, 2),
-    );
+    let (here, there) =
+        (Vmm::start(&scratch, "here", MIB, PAGES / 2, 1), Vmm::start(&scratch, "there", MIB, PAGES / 2, 2));
     let first = daemon::start(&scratch, "first", &format!("*-{}", here.pid()));
     let second = daemon::start(&scratch, "second", &format!("*-{}", there.pid()));
     let vm = daemon::indexed(&first, here.pid());

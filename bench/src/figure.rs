@@ -31,7 +31,14 @@ pub(crate) struct Figures(Vec<Figure>);
 
 impl Figures {
     /// Adds a figure; `how` says in some words what was compared with what.
-    pub(crate) fn add(&mut self, name: &'static str, value: f64, unit: &'static str, bound: Bound, how: impl Into<String>) {
+    pub(crate) fn add(
+        &mut self,
+        name: &'static str,
+        value: f64,
+        unit: &'static str,
+        bound: Bound,
+        how: impl Into<String>,
+    ) {
         let how = how.into();
         eprintln!("  {name} = {value:.3} {unit}  ({how})");
         self.0.push(Figure { name, value, unit, bound, how });

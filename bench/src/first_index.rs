@@ -17,7 +17,8 @@ const ROUNDS: usize = 3;
 
 pub(crate) fn measure(figures: &mut Figures) {
     eprintln!("first index of {MIB} MiB, every page different, {ROUNDS} rounds");
-    let (mut ratios, mut indexing, mut hashing, mut weights) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut ratios, mut indexing, mut hashing, mut weights) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let seconds = hash_as_much();
         let scratch = Scratch::new("bench-index");

@@ -35,11 +35,14 @@ pub(crate) fn measure(figures: &mut Figures) {
     });
     let mut delays: Vec<f64> = writes
         .iter()
-        .map(|(page, written)| seen.get(page).map_or(f64::INFINITY, |seen| seen.saturating_sub(*written) as f64 / 1e6))
+        .map(|(page, written)| {
+            seen.get(page).map_or(f64::INFINITY, |seen| seen.saturating_sub(*written) as f64 / 1e6)
+        })
         .collect();
     delays.sort_by(f64::total_cmp);
     let at = |share: f64| delays[((delays.len() - 1) as f64 * share) as usize];
-    let how = format!("median {:.1} ms, largest {:.1} ms, by HTTP, {} writes", at(0.5), at(1.0), delays.len());
+    let how =
+        format!("median {:.1} ms, largest {:.1} ms, by HTTP, {} writes", at(0.5), at(1.0), delays.len());
     figures.add("freshness_p99_ms", at(0.99), "ms", Bound::AtMost(250.0), how);
 }
 

@@ -36,7 +36,8 @@ pub(crate) fn measure(figures: &mut Figures) {
         single.push(rate(one_by_one));
         batched.push(rate(side_by_side));
     }
-    let wide = std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512vl");
+    let wide =
+        std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512vl");
     let (least, with) = if wide { (2.0, "AVX-512") } else { (1.4, "AVX2 or less") };
     let how = format!(
         "{:.2} GB/s side by side, {:.2} GB/s by `blake3::hash`, one thread, {with}",

@@ -30,7 +30,8 @@ pub(crate) fn measure(figures: &mut Figures) {
         command_line: guest.command_line(&workload),
     };
     let name = scratch.name("idle");
-    let mut guest = Qemu::start(&scratch, &name, &Options::linux(MIB, Backend::File(scratch.shm("idle")), boot));
+    let mut guest =
+        Qemu::start(&scratch, &name, &Options::linux(MIB, Backend::File(scratch.shm("idle")), boot));
     guest.wait_for_serial(image::READY, Duration::from_secs(120));
     let mut daemon = daemon::start(&scratch, "daemon", &name);
     daemon::indexed(&daemon, guest.pid());
@@ -39,6 +40,9 @@ pub(crate) fn measure(figures: &mut Figures) {
     let (begun, before) = (Instant::now(), cpu_seconds(pid));
     thread::sleep(WATCHED);
     let share = (cpu_seconds(pid) - before) / begun.elapsed().as_secs_f64();
-    let how = format!("CPU time of the daemon over {} s; the guest boots Linux and does nothing", WATCHED.as_secs());
+    let how = format!(
+        "CPU time of the daemon over {} s; the guest boots Linux and does nothing",
+        WATCHED.as_secs()
+    );
     figures.add("idle_core_share", share * 100.0, "% of a core", Bound::AtMost(1.0), how);
 }

@@ -70,8 +70,11 @@ pub(crate) fn run(arguments: &Arguments) {
     println!("ready");
     for line in std::io::stdin().lines() {
         let line = line.expect("stdin can be read");
-        let numbers: Vec<usize> = line.split(' ').skip(1).map(|word| word.parse().expect("a number")).collect();
-        let [first, count, per_second] = numbers[..] else { panic!("write FIRST COUNT PER_SECOND, not {line:?}") };
+        let numbers: Vec<usize> =
+            line.split(' ').skip(1).map(|word| word.parse().expect("a number")).collect();
+        let [first, count, per_second] = numbers[..] else {
+            panic!("write FIRST COUNT PER_SECOND, not {line:?}")
+        };
         let times = write_paced(start, first, count, per_second);
         if let Some(file) = &arguments.times {
             let mut out = File::create(file).expect("the file can be made");
@@ -95,7 +98,9 @@ fn write_paced(start: *mut u8, first: usize, count: usize, per_second: usize) ->
         let page = first + i;
         // SAFETY: page `page` lies in the mapping: the bench asks for pages of the VM only. Aligned, and volatile so
         // that the write happens here.
-        unsafe { start.add(page * PAGE + 8).cast::<u64>().write_volatile(0x6d65_6d64_6578_0000 + page as u64) };
+        unsafe {
+            start.add(page * PAGE + 8).cast::<u64>().write_volatile(0x6d65_6d64_6578_0000 + page as u64)
+        };
         times.push((page, now()));
     }
     times

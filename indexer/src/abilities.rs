@@ -32,7 +32,7 @@ fn effective() -> Option<u64> {
 fn missing(effective: u64) -> Vec<(&'static str, &'static str)> {
     let has = |bit: u32| effective & (1 << bit) != 0;
     let admin = has(21);
-    let lacks = |(bit, ..): &&(u32, &str, &str)| !has(*bit) && !(admin && *bit >= 38);
+    let lacks = |(bit, ..): &&(u32, &str, &str)| !has(*bit) && (!admin || *bit < 38);
     WANTED.iter().filter(lacks).map(|(_, name, loss)| (*name, *loss)).collect()
 }
 

@@ -176,7 +176,8 @@ impl Config {
                     ));
                 }
                 HostUrl::Tls(_) if self.tls.certificate.is_none() || self.tls.key.is_none() => {
-                    let why = format!("{url} needs `certificate` and `key` under [tls] in the configuration file");
+                    let why =
+                        format!("{url} needs `certificate` and `key` under [tls] in the configuration file");
                     return Err(value("listen", why));
                 }
                 _ => {}
@@ -200,7 +201,8 @@ fn read(path: &Path) -> Result<File, ConfigError> {
         return Err(unreadable(why));
     }
     let text = fs::read_to_string(path).map_err(unreadable)?;
-    toml::from_str(&text).map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })
+    toml::from_str(&text)
+        .map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })
 }
 
 fn value(setting: &'static str, why: String) -> ConfigError {
@@ -226,7 +228,10 @@ fn peers(
     let mut all = file;
     for peer in command_line {
         let Some((name, url)) = peer.split_once('=') else {
-            return Err(value("peer", format!("{peer:?} is not NAME=URL, such as host2=tls://host2.example:7373")));
+            return Err(value(
+                "peer",
+                format!("{peer:?} is not NAME=URL, such as host2=tls://host2.example:7373"),
+            ));
         };
         all.insert(name.to_owned(), url.to_owned());
     }
@@ -306,7 +311,8 @@ mod tests {
     fn the_command_line_wins() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c");
-        fs::write(&path, "listen=['unix:/a']\ninclude=['a']\nlog='info'\n[peer]\nx='unix:/x'\ny='unix:/y'\n").unwrap();
+        fs::write(&path, "listen=['unix:/a']\ninclude=['a']\nlog='info'\n[peer]\nx='unix:/x'\ny='unix:/y'\n")
+            .unwrap();
         let over = Overrides {
             listen: vec!["unix:/b".into()],
             peer: vec!["x=unix:/z".into()],

@@ -11,6 +11,7 @@
 pub mod api;
 pub mod config;
 pub mod fingerprint;
+pub mod heap;
 pub mod host;
 pub mod listen;
 pub mod map;

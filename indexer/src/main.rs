@@ -31,6 +31,7 @@ const LET_GO: Duration = Duration::from_millis(1500);
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
+    indexer::heap::one_for_all();
     let cli = cli::Cli::parse();
     let hook_debug = cli.hook_debug;
     let config = match Config::load(cli.config.clone().as_deref(), cli.overrides()) {
@@ -42,10 +43,11 @@ fn main() -> ExitCode {
         return refuse(&*error, 2);
     }
     raise_file_limit();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("memdex-http").build() {
-        Ok(runtime) => runtime,
-        Err(error) => return refuse(&error, 1),
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("memdex-http").build() {
+            Ok(runtime) => runtime,
+            Err(error) => return refuse(&error, 1),
+        };
     let result = runtime.block_on(run(config, hook_debug));
     // Threads that still copy or hash for a request that nobody waits for are not waited for either.
     runtime.shutdown_background();
@@ -109,7 +111,9 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
     server.finish(FINISH).await;
     let letting_go = tokio::task::spawn_blocking(move || host.stop());
     if tokio::time::timeout(LET_GO, letting_go).await.is_err() {
-        tracing::warn!("some VMs could not be let go in time: their memory stays write-protected until the next start");
+        tracing::warn!(
+            "some VMs could not be let go in time: their memory stays write-protected until the next start"
+        );
     }
     tracing::info!("memdexd has stopped");
     signals.abort();

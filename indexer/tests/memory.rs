@@ -2,6 +2,7 @@
 //! The "VMM" is the test itself. Needs root and Linux 6.7.
 #![expect(unsafe_code, reason = "the mappings that play guest RAM")]
 #![expect(clippy::unwrap_used, reason = "a test that fails should say where")]
+#![expect(clippy::single_range_in_vec_init, reason = "lists of runs, some with one")]
 
 use std::{
     fs::File,

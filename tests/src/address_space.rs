@@ -11,7 +11,7 @@ use rustix::fs::SeekFrom;
 
 use crate::PAGE;
 
-/// A mapping of a process; neighbours that continue each other count as one.
+/// A mapping of a process. Neighbours that show a file in one piece count as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
     /// First address.
@@ -34,6 +34,12 @@ impl Mapping {
     #[must_use]
     pub fn pages(&self) -> u64 {
         (self.end - self.start) / PAGE
+    }
+
+    /// Whether both show the same shared file.
+    #[must_use]
+    pub fn same_file(&self, other: &Self) -> bool {
+        self.shared && other.shared && self.inode != 0 && self.inode == other.inode && self.path == other.path
     }
 }
 
@@ -74,7 +80,32 @@ pub fn mappings(pid: u32) -> Vec<Mapping> {
 
 fn continues(last: &Mapping, next: &Mapping) -> bool {
     let same = last.shared == next.shared && last.inode == next.inode && last.path == next.path;
-    same && (next.inode == 0 || last.offset + (last.end - last.start) == next.offset)
+    same && next.inode != 0 && last.offset + (last.end - last.start) == next.offset
+}
+
+/// Private memory of exactly this many pages: a mapping, or neighbours that make it up. The kernel splits and joins
+/// them as it likes; what starts on a huge page boundary is RAM rather than something that has its size by chance.
+#[must_use]
+pub fn private_of_size(mappings: &[Mapping], pages: u64) -> Option<Mapping> {
+    let mut found: Vec<Mapping> = Vec::new();
+    for (at, first) in mappings.iter().enumerate().filter(|(_, mapping)| !mapping.shared) {
+        let mut end = first.start;
+        for next in mappings[at..].iter().take_while(|next| !next.shared) {
+            if next.start != end || (end - first.start) / PAGE >= pages {
+                break;
+            }
+            end = next.end;
+        }
+        if (end - first.start) / PAGE == pages {
+            found.push(Mapping { end, ..first.clone() });
+        }
+    }
+    found.sort_by_key(|mapping| !mapping.start.is_multiple_of(2 << 20));
+    let clear = match &found[..] {
+        [first, second, ..] => first.start.is_multiple_of(2 << 20) && !second.start.is_multiple_of(2 << 20),
+        _ => true,
+    };
+    found.into_iter().next().filter(|_| clear)
 }
 
 /// Where the pages of a region can be read.

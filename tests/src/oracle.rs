@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::{
     Daemon, PAGE,
-    address_space::{Mapping, Source, mappings},
+    address_space::{Mapping, Source, mappings, private_of_size},
     contract::{Coverage, Page, State, Vm},
 };
 
@@ -67,20 +67,26 @@ impl fmt::Display for Report {
 #[must_use]
 pub fn compare(daemon: &Daemon, vm: &Vm) -> Report {
     let vm = daemon.vm_of(vm.pid).unwrap_or_else(|| panic!("{} has vanished from the daemon", vm.name));
-    let pages = daemon.pages(&vm.id);
-    compare_pages(&vm, &pages)
+    compare_pages(&vm, &daemon.pages(&vm.id), false)
 }
 
-/// As [`compare`], with a map that was taken before.
+/// As [`compare`] for a map that nobody synced: stale pages are no difference, anything else the map claims must hold.
+/// The guest must be paused.
 ///
 /// # Panics
 /// If the map has not the shape of the contract, or the RAM can't be found.
 #[must_use]
-pub fn compare_pages(vm: &Vm, pages: &[Page]) -> Report {
+pub fn compare_claims(daemon: &Daemon, vm: &Vm) -> Report {
+    let vm = daemon.vm_of(vm.pid).unwrap_or_else(|| panic!("{} has vanished from the daemon", vm.name));
+    compare_pages(&vm, &daemon.pages(&vm.id), true)
+}
+
+fn compare_pages(vm: &Vm, pages: &[Page], stale_is_fine: bool) -> Report {
     check_shape(vm, pages);
     let mut report = Report::default();
     for (page, truth) in pages.iter().zip(content(vm, pages)) {
-        report.add(page, judge(page, truth.as_deref()));
+        let problem = judge(page, truth.as_deref());
+        report.add(page, problem.filter(|_| page.state != State::Stale || !stale_is_fine));
     }
     report
 }
@@ -93,7 +99,7 @@ pub fn compare_pages(vm: &Vm, pages: &[Page]) -> Report {
 pub fn content(vm: &Vm, pages: &[Page]) -> Vec<Option<String>> {
     let all = mappings(vm.pid);
     let sources: Vec<Source> =
-        vm.coverage.iter().map(|region| Source::of(vm.pid, find(region, pages, &all))).collect();
+        vm.coverage.iter().map(|region| Source::of(vm.pid, &find(region, pages, &all))).collect();
     pages.iter().map(|page| truth(page, &sources[page.region as usize])).collect()
 }
 
@@ -135,7 +141,7 @@ fn check_shape(vm: &Vm, pages: &[Page]) {
 }
 
 /// The mapping a region stands for: its file by name, anonymous memory by size.
-fn find<'a>(region: &Coverage, pages: &[Page], mappings: &'a [Mapping]) -> &'a Mapping {
+fn find(region: &Coverage, pages: &[Page], mappings: &[Mapping]) -> Mapping {
     let first = pages[region.first_page as usize].offset;
     let end = first + region.pages * PAGE;
     let name = region.region.trim_end_matches(" (deleted)").trim_start_matches('/');
@@ -144,15 +150,19 @@ fn find<'a>(region: &Coverage, pages: &[Page], mappings: &'a [Mapping]) -> &'a M
         let covers = mapping.offset <= first && end <= mapping.offset + (mapping.end - mapping.start);
         mapping.shared && !path.is_empty() && path == name && covers
     };
-    let of_size = |mapping: &&Mapping| !mapping.shared && mapping.pages() == region.pages;
     let by_name: Vec<&Mapping> = mappings.iter().filter(of_file).collect();
-    let candidates = if by_name.is_empty() { mappings.iter().filter(of_size).collect() } else { by_name };
-    // The same file mapped twice is still the same RAM.
-    let same = candidates.windows(2).all(|two| two[0].shared && two[0].path == two[1].path);
-    match candidates.first() {
-        Some(mapping) if same => mapping,
-        _ => panic!("{} mappings could be region {region:?}: {mappings:#?}", candidates.len()),
+    if by_name.is_empty() {
+        return private_of_size(mappings, region.pages)
+            .unwrap_or_else(|| panic!("no private memory, or too many, for {region:?}: {mappings:#?}"));
     }
+    // Memfds of one name are told apart by their size.
+    let exact = by_name.iter().copied().filter(|mapping| mapping.pages() == region.pages);
+    let exact: Vec<&Mapping> = exact.collect();
+    let candidates = if exact.is_empty() { by_name } else { exact };
+    // The same file mapped twice is still the same RAM.
+    let same = candidates.windows(2).all(|two| two[0].same_file(two[1]));
+    assert!(same, "several mappings could be region {region:?}: {candidates:#?}");
+    candidates[0].clone()
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ impl Qemu {
             }
         };
         command.args(["-name", options.name.as_deref().unwrap_or(name)]);
-        command.args(["-nodefaults", "-display", "none", "-no-reboot", "-no-user-config"]);
+        command.args(["-nodefaults", "-display", "none", "-no-user-config"]);
         command.args(["-accel", if options.accelerator == Accelerator::Kvm { "kvm" } else { "tcg" }]);
         let memory = if options.hotplug_mib > 0 {
             format!("{mib}M,slots=4,maxmem={}M", mib + options.hotplug_mib)
@@ -174,7 +174,7 @@ impl Qemu {
         command.arg("-serial").arg(format!("file:{}", serial.display()));
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
         if let Some(boot) = &options.boot {
-            command.args(["-device", "virtio-rng-pci"]);
+            command.args(["-no-reboot", "-device", "virtio-rng-pci"]);
             command.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initrd);
             command.args(["-append", &boot.command_line]);
         }

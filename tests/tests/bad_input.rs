@@ -243,7 +243,7 @@ fn a_hostile_name_is_shown_harmlessly() {
     let scratch = Scratch::new("name");
     let hostile = format!("{}\u{1b}[31m\n\"}},{{\"id\":\"x\u{202e}../../etc", scratch.name("h"));
     let mut options = Options::firmware(64, Backend::Memfd, Accelerator::Tcg);
-    options.name = Some(format!("guest={hostile}"));
+    options.name = Some(format!("guest={}", hostile.replace(',', ",,")));
     let qemu = Qemu::start(&scratch, "hostile", &options);
     let daemon = Daemon::start_with(
         &scratch,

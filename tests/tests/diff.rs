@@ -40,7 +40,9 @@ fn two_hosts(scratch: &Scratch) -> TwoHosts {
 impl TwoHosts {
     /// What the judge finds in the RAM of both.
     fn expected(&self) -> DiffCounts {
-        let content = |daemon: &Daemon, vm: &Vm| oracle::content(vm, &daemon.pages(&vm.id));
+        let content = |daemon: &Daemon, vm: &Vm| {
+            oracle::content(&daemon.vm_of(vm.pid).expect("it runs"), &daemon.pages(&vm.id))
+        };
         let ours = content(&self.here, &self.vms[0]);
         let theirs: HashSet<String> = content(&self.there, &self.vms[1]).into_iter().flatten().collect();
         let mut counts = DiffCounts { total: ours.len() as u64, zero: 0, matched: 0, missing: 0, stale: 0 };

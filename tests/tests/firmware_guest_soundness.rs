@@ -24,6 +24,9 @@ fn firmware(name: &str, accelerator: Accelerator, backend: Backend) {
         }
         std::thread::sleep(Duration::from_millis(150));
         guest.pause();
+        // What the map says by itself must be true a few ticks later, before a sync looks at everything.
+        std::thread::sleep(Duration::from_millis(150));
+        oracle::compare_claims(&daemon, &vm).expect_exact(&format!("round {round}, without a sync"));
         daemon.sync(&vm.id);
         let report = oracle::compare(&daemon, &vm);
         report.expect_exact(&format!("round {round}"));

@@ -77,6 +77,7 @@ fn a_request_about_a_vm_that_dies_ends_with_a_clear_answer() {
         assert!(matches!(output.status.code(), Some(1 | 3)), "{output:?}");
         assert!(!words.is_empty() && !words.contains("panicked"), "{words}");
     });
+    wait_until_gone(&daemon, vm.pid);
     assert_eq!(daemon.memdex(&["pages", &vm.id, "-o", "jsonl"]).status.code(), Some(3));
 }
 

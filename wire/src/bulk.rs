@@ -308,7 +308,11 @@ pub fn decode_content(
     let (position, page) = record.split_first_chunk::<4>().expect("longer than four bytes");
     let position = u32::from_le_bytes(*position);
     let page = page.try_into().map_err(|_| DecodeError::NotThis("content record"))?;
-    if (next..asked).contains(&position) { Ok((position, page)) } else { Err(DecodeError::NotThis("content record")) }
+    if (next..asked).contains(&position) {
+        Ok((position, page))
+    } else {
+        Err(DecodeError::NotThis("content record"))
+    }
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

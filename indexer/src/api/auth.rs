@@ -44,7 +44,8 @@ fn is_open(request: &Request) -> bool {
 
 fn has_token(state: &ApiState, headers: &HeaderMap) -> Result<(), ApiError> {
     let refuse = |why: &str| {
-        let how = "send `Authorization: Bearer TOKEN` with the token of this host, by default in /etc/memdex/token";
+        let how =
+            "send `Authorization: Bearer TOKEN` with the token of this host, by default in /etc/memdex/token";
         Err(ApiError::new(Code::Unauthorized, format!("{why}: {how}")))
     };
     let mut sent = headers.get_all(header::AUTHORIZATION).iter();
@@ -103,7 +104,9 @@ mod tests {
         for local in ["", "localhost", "localhost:8080", "memdex", "127.0.0.1:1", "[::1]:80", "[::1]", "_"] {
             assert!(is_local_name(local), "{local}");
         }
-        for foreign in ["evil.example", "evil.example:8080", "10.0.0.1:80", "localhost.", "127.0.0.1.nip.io:1"] {
+        for foreign in
+            ["evil.example", "evil.example:8080", "10.0.0.1:80", "localhost.", "127.0.0.1.nip.io:1"]
+        {
             assert!(!is_local_name(foreign), "{foreign}");
         }
     }

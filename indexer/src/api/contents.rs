@@ -42,7 +42,11 @@ pub(super) async fn post(State(state): State<ApiState>, request: Request) -> Res
     let body = extract::body(request, bulk::MAX_CONTENTS_REQUEST_BYTES).await?;
     let (key, list) = bulk::decode_fingerprints(&body).map_err(lookup::undecodable)?;
     if list.len() > bulk::MAX_CONTENTS {
-        let detail = format!("{} contents: at most {} are sent at once, split the list", list.len(), bulk::MAX_CONTENTS);
+        let detail = format!(
+            "{} contents: at most {} are sent at once, split the list",
+            list.len(),
+            bulk::MAX_CONTENTS
+        );
         return Err(ApiError::new(Code::TooLarge, detail));
     }
     let body = stream::body(place, move |sink| send(sink, &state, key, &list));

@@ -18,7 +18,10 @@ pub(super) async fn get() -> Result<Response, ApiError> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|error| {
         tracing::error!(%error, "no random numbers");
-        ApiError::new(memdex_wire::problem::Code::Internal, "the system gives no random numbers: see the daemon's log")
+        ApiError::new(
+            memdex_wire::problem::Code::Internal,
+            "the system gives no random numbers: see the daemon's log",
+        )
     })?;
     // Only the script and style that came with this very answer may run: names of VMs are other people's text.
     let nonce: String = random.iter().map(|byte| format!("{byte:02x}")).collect();

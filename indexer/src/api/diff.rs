@@ -11,11 +11,7 @@ use std::{
     time::Instant,
 };
 
-use axum::{
-    Json,
-    extract::State,
-    http::HeaderMap,
-};
+use axum::{Json, extract::State, http::HeaderMap};
 use memdex_wire::{
     Fingerprint,
     diff::{Diff, DiffCounts},
@@ -113,7 +109,12 @@ async fn matched(peer: &Client, snapshot: &MapSnapshot) -> Result<u64, ApiError>
 }
 
 /// The fingerprints of one pass, each once, and how many current pages have each.
-fn distinct(snapshot: &MapSnapshot, hasher: RandomState, pass: u64, passes: u64) -> (Vec<Fingerprint>, Vec<u32>) {
+fn distinct(
+    snapshot: &MapSnapshot,
+    hasher: RandomState,
+    pass: u64,
+    passes: u64,
+) -> (Vec<Fingerprint>, Vec<u32>) {
     let share = hasher.clone();
     let mut seen: HashMap<Fingerprint, u32, RandomState> = HashMap::with_hasher(hasher);
     for fingerprint in snapshot.current_fingerprints() {

@@ -38,7 +38,9 @@ pub(super) fn base() -> OpenApi {
     env!("CARGO_PKG_VERSION").clone_into(&mut openapi.info.version);
     let scheme = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("The token in the file $MEMDEX_TOKEN_FILE of the host, by default /etc/memdex/token"))
+        .description(Some(
+            "The token in the file $MEMDEX_TOKEN_FILE of the host, by default /etc/memdex/token",
+        ))
         .build();
     openapi
         .components
@@ -54,5 +56,7 @@ pub(super) fn routes(openapi: &OpenApi) -> Router<ApiState> {
     let document = openapi.clone();
     // The page fetches it from its own origin: nothing comes from the network.
     let ui = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json"));
-    Router::new().route("/openapi.json", routing::get(move || async { Json(document) })).merge(Router::from(ui))
+    Router::new()
+        .route("/openapi.json", routing::get(move || async { Json(document) }))
+        .merge(Router::from(ui))
 }

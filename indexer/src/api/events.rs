@@ -32,7 +32,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
         (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn get(State(state): State<ApiState>, headers: HeaderMap) -> Result<impl IntoResponse, ApiError> {
+pub(super) async fn get(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse, ApiError> {
     choose(&headers, &[EVENT_STREAM])?;
     let place = state.gates.events.enter().await?;
     let open = Open::new(&state.figures);

@@ -27,9 +27,9 @@ impl FromRequestParts<ApiState> for TheVm {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, ApiError> {
-        let Path(key) = Path::<String>::from_request_parts(parts, state)
-            .await
-            .map_err(|_| ApiError::bad_request("the VM in the path is not UTF-8: percent-encode its id or name"))?;
+        let Path(key) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| {
+            ApiError::bad_request("the VM in the path is not UTF-8: percent-encode its id or name")
+        })?;
         if key.len() > MAX_KEY_BYTES {
             return Err(ApiError::bad_request("the VM in the path is longer than 4096 bytes: use its id"));
         }
@@ -44,19 +44,19 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        Query::<T>::try_from_uri(&parts.uri)
-            .map(|Query(params)| Self(params))
-            .map_err(|error| {
-                let why = migrate_client::printable(&error.body_text());
-                ApiError::bad_request(format!("the query cannot be used: {why}"))
-            })
+        Query::<T>::try_from_uri(&parts.uri).map(|Query(params)| Self(params)).map_err(|error| {
+            let why = migrate_client::printable(&error.body_text());
+            ApiError::bad_request(format!("the query cannot be used: {why}"))
+        })
     }
 }
 
 /// Reads a body of at most `limit` bytes, within a fixed time. Nothing is allocated on the word of a header.
 pub(super) async fn body(request: Request<Body>, limit: usize) -> Result<Bytes, ApiError> {
-    let too_large = || ApiError::new(Code::TooLarge, format!("the body is larger than {limit} bytes: split it"));
-    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
+    let too_large =
+        || ApiError::new(Code::TooLarge, format!("the body is larger than {limit} bytes: split it"));
+    let announced =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }

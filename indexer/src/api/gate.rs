@@ -57,7 +57,10 @@ impl Gate {
             Ok(Ok(place)) => Ok(place),
             _ => {
                 let what = self.what;
-                Err(ApiError::new(Code::Unavailable, format!("too many {what} at once: try again in a moment")))
+                Err(ApiError::new(
+                    Code::Unavailable,
+                    format!("too many {what} at once: try again in a moment"),
+                ))
             }
         }
     }

@@ -13,8 +13,7 @@ use memdex_wire::{
 use roaring::RoaringBitmap;
 
 use super::{
-    ApiState,
-    extract,
+    ApiState, extract,
     negotiate::{JSON, choose},
     problem::ApiError,
 };
@@ -80,7 +79,10 @@ async fn json(state: &ApiState, request: Request) -> Result<Response, ApiError> 
     let LookupRequest { fingerprints } = extract::json(&body)?;
     if fingerprints.len() > MAX_JSON_LOOKUP {
         let count = fingerprints.len();
-        let detail = format!("{count} fingerprints: at most {MAX_JSON_LOOKUP} are taken in JSON, split them or use {}", bulk::FINGERPRINTS);
+        let detail = format!(
+            "{count} fingerprints: at most {MAX_JSON_LOOKUP} are taken in JSON, split them or use {}",
+            bulk::FINGERPRINTS
+        );
         return Err(ApiError::new(Code::TooLarge, detail));
     }
     let host = state.host.clone();
@@ -100,10 +102,11 @@ fn count(state: &ApiState, asked: u64, held: &RoaringBitmap) {
 }
 
 /// A binary body that is not what it claims to be.
-#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
 pub(super) fn undecodable(error: bulk::DecodeError) -> ApiError {
     match error {
-        bulk::DecodeError::TooMany { .. } => ApiError::new(Code::TooLarge, format!("{error}: split the list")),
+        bulk::DecodeError::TooMany { .. } => {
+            ApiError::new(Code::TooLarge, format!("{error}: split the list"))
+        }
         other => ApiError::bad_request(format!("{other}: see {} in /docs", bulk::FINGERPRINTS)),
     }
 }

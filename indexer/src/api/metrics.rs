@@ -10,7 +10,10 @@ use axum::{
     http::{HeaderMap, header},
     response::IntoResponse,
 };
-use memdex_wire::{problem::Problem, vm::{Tracking, VmInfo}};
+use memdex_wire::{
+    problem::Problem,
+    vm::{Tracking, VmInfo},
+};
 
 use super::{ApiState, negotiate::choose, problem::ApiError};
 use crate::{
@@ -26,7 +29,10 @@ use crate::{
         (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn get(State(state): State<ApiState>, headers: HeaderMap) -> Result<impl IntoResponse, ApiError> {
+pub(super) async fn get(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse, ApiError> {
     choose(&headers, &["text/plain"])?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], render(&state)))
 }
@@ -44,18 +50,23 @@ fn render(state: &ApiState) -> String {
     out.0
 }
 
+/// One figure of a VM.
+type Value = fn(&VmInfo) -> f64;
+
 fn vms(out: &mut Text, state: &ApiState) {
     let all = state.host.vms();
     let vms: Vec<_> = all.iter().map(|vm| (vm.info(), &vm.counters)).collect();
-    let families: [(&str, &str, fn(&VmInfo) -> f64); 5] = [
+    let families: [(&str, &str, Value); 5] = [
         ("memdex_vm_memory_bytes", "Bytes of guest RAM.", |vm| vm.memory_bytes as f64),
         ("memdex_vm_generation", "Generation of the VM's map.", |vm| vm.generation as f64),
         ("memdex_vm_exact", "1 if tracking is exact, 0 if it is advisory.", |vm| {
             f64::from(u8::from(vm.tracking == Tracking::Exact))
         }),
-        ("memdex_vm_oldest_mark_seconds", "Age of the oldest write mark that no scan has answered yet.", |vm| {
-            vm.oldest_mark_ms as f64 / 1e3
-        }),
+        (
+            "memdex_vm_oldest_mark_seconds",
+            "Age of the oldest write mark that no scan has answered yet.",
+            |vm| vm.oldest_mark_ms as f64 / 1e3,
+        ),
         ("memdex_vm_indexed_pages", "Pages looked at in the first pass.", |vm| vm.indexed.done as f64),
     ];
     for (name, help, value) in families {
@@ -67,10 +78,17 @@ fn vms(out: &mut Text, state: &ApiState) {
     out.family("memdex_vm_pages", "gauge", "Pages of a VM by state.");
     for (vm, _) in &vms {
         let pages = &vm.pages;
-        for (state, count) in
-            [("absent", pages.absent), ("zero", pages.zero), ("current", pages.current), ("stale", pages.stale)]
-        {
-            out.sample("memdex_vm_pages", &[("vm", &vm.id), ("name", &vm.name), ("state", state)], count as f64);
+        for (state, count) in [
+            ("absent", pages.absent),
+            ("zero", pages.zero),
+            ("current", pages.current),
+            ("stale", pages.stale),
+        ] {
+            out.sample(
+                "memdex_vm_pages",
+                &[("vm", &vm.id), ("name", &vm.name), ("state", state)],
+                count as f64,
+            );
         }
     }
     let labelled: Vec<_> = vms
@@ -120,14 +138,19 @@ fn hooks(out: &mut Text, state: &ApiState) {
 
 fn requests(out: &mut Text, state: &ApiState) {
     let requests = state.requests.read();
-    let label = |kind: &super::track::Kind| [kind.route.clone(), kind.method.to_owned(), kind.status.to_string()];
+    let label =
+        |kind: &super::track::Kind| [kind.route.clone(), kind.method.to_owned(), kind.status.to_string()];
     out.family("memdex_http_requests_total", "counter", "Requests answered.");
     for (kind, tally) in &requests {
         let [route, method, status] = label(kind);
         let labels = [("route", route.as_str()), ("method", method.as_str()), ("status", status.as_str())];
         out.sample("memdex_http_requests_total", &labels, tally.count as f64);
     }
-    out.family("memdex_http_request_seconds_total", "counter", "Time from a request to the head of its answer.");
+    out.family(
+        "memdex_http_request_seconds_total",
+        "counter",
+        "Time from a request to the head of its answer.",
+    );
     for (kind, tally) in &requests {
         let [route, method, status] = label(kind);
         let labels = [("route", route.as_str()), ("method", method.as_str()), ("status", status.as_str())];

@@ -33,12 +33,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{
-    host::Host,
-    listen::AccessToken,
-    metrics::HttpCounters,
-    peer::Peers,
-};
+use crate::{host::Host, listen::AccessToken, metrics::HttpCounters, peer::Peers};
 use gate::Gates;
 use track::Requests;
 

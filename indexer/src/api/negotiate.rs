@@ -27,7 +27,10 @@ pub(super) fn choose(headers: &HeaderMap, offered: &[&'static str]) -> Result<&'
     }
     best.map(|(_, media)| media).ok_or_else(|| {
         let offered = offered.join(", ");
-        ApiError::new(Code::NotAcceptable, format!("Accept names nothing that can be made: ask for one of {offered}"))
+        ApiError::new(
+            Code::NotAcceptable,
+            format!("Accept names nothing that can be made: ask for one of {offered}"),
+        )
     })
 }
 
@@ -45,7 +48,8 @@ fn weight(accept: &str, media: &str) -> u32 {
             _ => continue,
         };
         let quality = parts.find_map(|p| p.strip_prefix("q=").or_else(|| p.strip_prefix("Q=")));
-        let quality = quality.map_or(1000, |q| q.parse::<f32>().map_or(0, |q| (q.clamp(0.0, 1.0) * 1000.0) as u32));
+        let quality =
+            quality.map_or(1000, |q| q.parse::<f32>().map_or(0, |q| (q.clamp(0.0, 1.0) * 1000.0) as u32));
         if specific > found.0 || (specific == found.0 && quality > found.1) {
             found = (specific, quality);
         }

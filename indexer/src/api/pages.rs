@@ -65,8 +65,10 @@ pub(super) async fn get(
     let media = choose(&headers, &[JSON, NDJSON, bulk::PAGES])?;
     let unchanged = |generation: Generation| {
         let etag = format!("\"{generation}\"");
-        has_already(&headers, &etag)
-            .then(|| (StatusCode::NOT_MODIFIED, [(header::ETAG, etag), (header::VARY, "accept".into())]).into_response())
+        has_already(&headers, &etag).then(|| {
+            (StatusCode::NOT_MODIFIED, [(header::ETAG, etag), (header::VARY, "accept".into())])
+                .into_response()
+        })
     };
     if let Some(answer) = unchanged(vm.generation()) {
         return Ok(answer);
@@ -80,7 +82,8 @@ pub(super) async fn get(
         NDJSON => lines(sink, &snapshot, since),
         _ => array(sink, &snapshot, since),
     });
-    let headers = [(header::CONTENT_TYPE, media.to_owned()), (header::ETAG, etag), (header::VARY, "accept".into())];
+    let headers =
+        [(header::CONTENT_TYPE, media.to_owned()), (header::ETAG, etag), (header::VARY, "accept".into())];
     Ok((headers, body).into_response())
 }
 

@@ -48,12 +48,15 @@ impl ApiError {
     /// Work on a VM was not done.
     pub(super) fn job(what: &str, vm: &str, error: JobError) -> Self {
         match error {
-            JobError::Gone => {
-                Self::new(Code::VmGone, format!("the VM {vm} ended during the {what}: its map is gone with it"))
-            }
+            JobError::Gone => Self::new(
+                Code::VmGone,
+                format!("the VM {vm} ended during the {what}: its map is gone with it"),
+            ),
             JobError::Timeout => Self::new(
                 Code::Timeout,
-                format!("the {what} of {vm} was not done in time: try again, with a larger timeout_ms if it can take one"),
+                format!(
+                    "the {what} of {vm} was not done in time: try again, with a larger timeout_ms if it can take one"
+                ),
             ),
             JobError::Busy => Self::new(
                 Code::Unavailable,
@@ -61,7 +64,10 @@ impl ApiError {
             ),
             JobError::Failed(why) => {
                 tracing::error!(vm, what, why, "work on a VM failed");
-                Self::new(Code::Internal, format!("the {what} of {vm} failed: {why}; the daemon's log says more"))
+                Self::new(
+                    Code::Internal,
+                    format!("the {what} of {vm} failed: {why}; the daemon's log says more"),
+                )
             }
         }
     }
@@ -111,7 +117,10 @@ pub(super) async fn not_found(uri: Uri) -> ApiError {
 
 pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     let path = migrate_client::printable(uri.path());
-    ApiError::new(Code::MethodNotAllowed, format!("{path} does not take {method}: the Allow header says what it takes"))
+    ApiError::new(
+        Code::MethodNotAllowed,
+        format!("{path} does not take {method}: the Allow header says what it takes"),
+    )
 }
 
 /// Makes a problem of every error answer that is none yet.
@@ -119,7 +128,10 @@ pub(super) async fn normalize(request: Request, next: Next) -> axum::response::R
     let response = next.run(request).await;
     let status = response.status();
     let is_problem = || {
-        response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes() == MEDIA_TYPE.as_bytes())
+        response
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes() == MEDIA_TYPE.as_bytes())
     };
     if !(status.is_client_error() || status.is_server_error()) || is_problem() {
         return response;

@@ -54,7 +54,9 @@ pub(super) async fn post(
     };
     let timeout = wanted.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS);
     if timeout > MAX_TIMEOUT_MS {
-        return Err(ApiError::bad_request(format!("timeout_ms is {timeout}: at most {MAX_TIMEOUT_MS} are waited for")));
+        return Err(ApiError::bad_request(format!(
+            "timeout_ms is {timeout}: at most {MAX_TIMEOUT_MS} are waited for"
+        )));
     }
     let _place = state.gates.syncs.enter().await?;
     tokio::select! {

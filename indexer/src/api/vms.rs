@@ -23,7 +23,10 @@ use super::{
         (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn list(State(state): State<ApiState>, headers: HeaderMap) -> Result<Json<Vec<VmInfo>>, ApiError> {
+pub(super) async fn list(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+) -> Result<Json<Vec<VmInfo>>, ApiError> {
     choose(&headers, &[JSON])?;
     let mut vms: Vec<VmInfo> = state.host.vms().iter().map(|vm| vm.info()).collect();
     vms.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));

@@ -25,6 +25,28 @@ const CHUNK_END: u8 = 2;
 const PARENT: u8 = 4;
 const ROOT: u8 = 8;
 
+/// How to hash the pages of a group.
+struct Split {
+    /// So many at once, the rest one by one.
+    together: usize,
+    /// `together`, and what is hashed for nothing to fill the lanes.
+    padded: usize,
+}
+
+/// The cheapest way to hash `pages` pages. [`Platform::hash_many`] hashes what does not fill its lanes with 8, with 4 and in the end
+/// with single ones, each for about the price of all: 8 pages cost as much as 5, and 4 pages no less than one by one, where the four chunks of a page
+/// fill 4 lanes. Measured with AVX-512: 1 page by itself 1, 8 together 3.8, 16 together 5.4.
+fn split(pages: usize, lanes: usize) -> Split {
+    let rest = pages % lanes;
+    let whole = pages - rest;
+    match rest {
+        0 => Split { together: pages, padded: pages },
+        1..=4 => Split { together: whole, padded: whole },
+        5..=8 => Split { together: pages, padded: whole + 8 },
+        _ => Split { together: pages, padded: whole + lanes },
+    }
+}
+
 /// Chaining value of a node.
 type Value = [u8; OUT_LEN];
 
@@ -55,24 +77,25 @@ impl Batch {
     /// Hashes the pages and hands each digest out with the page's number, in order.
     pub(super) fn hash<'a>(
         &mut self,
-        pages: impl Iterator<Item = (usize, &'a Page)>,
+        mut pages: impl Iterator<Item = (usize, &'a Page)>,
         mut each: impl FnMut(usize, Value),
     ) {
-        let mut pages = pages.peekable();
-        while let Some(&(_, any)) = pages.peek() {
-            let mut numbers = [0; GROUP];
-            let mut group = [any; GROUP];
-            let mut filled = 0;
-            for ((number, place), (page_number, page)) in
-                numbers.iter_mut().zip(&mut group).zip(pages.by_ref().take(GROUP))
-            {
-                *number = page_number;
-                *place = page;
+        while let Some((first_number, first_page)) = pages.next() {
+            let mut numbers = [first_number; GROUP];
+            let mut group = [first_page; GROUP];
+            let mut filled = 1;
+            for (number, page) in pages.by_ref().take(GROUP - 1) {
+                (numbers[filled], group[filled]) = (number, page);
                 filled += 1;
             }
-            self.hash_group(&group[..filled]);
-            for (number, digest) in numbers[..filled].iter().zip(self.values.iter()) {
+            let Split { together, padded } = split(filled, self.platform.simd_degree());
+            // The places behind the last page hold the first one: as good as any to fill lanes with.
+            self.hash_group(&group[..padded]);
+            for (number, digest) in numbers[..together].iter().zip(self.values.iter()) {
                 each(*number, *digest);
+            }
+            for (number, page) in numbers[together..filled].iter().zip(&group[together..]) {
+                each(*number, *blake3::hash(*page).as_bytes());
             }
         }
     }

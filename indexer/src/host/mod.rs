@@ -58,7 +58,7 @@ impl Default for HostOptions {
             filter: NameFilter::all(),
             tracker: TrackerOptions::default(),
             hooks: HookOptions::default(),
-            sweep: Duration::from_millis(400),
+            sweep: Duration::from_millis(500),
         }
     }
 }
@@ -152,6 +152,8 @@ impl Host {
             stopping: AtomicBool::new(false),
             options,
         });
+        // Loading the hooks read the kernel's types: tens of megabytes, for a moment.
+        crate::heap::give_back();
         let sweeper = {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().name("memdex-sweep".into()).spawn(move || sweep(&shared))

@@ -17,7 +17,11 @@ const MAX_PEM_BYTES: u64 = 1 << 20;
 pub(super) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ListenError> {
     let (Some(certificate), Some(key)) = (&files.certificate, &files.key) else {
         let why = "none is configured".to_owned();
-        return Err(ListenError::Certificate { what: "the TLS certificate or key", path: "[tls]".into(), why });
+        return Err(ListenError::Certificate {
+            what: "the TLS certificate or key",
+            path: "[tls]".into(),
+            why,
+        });
     };
     let chain = read("the TLS certificate", certificate).and_then(|text| {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
@@ -36,7 +40,9 @@ pub(super) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ListenError> {
         .map_err(|error| unusable("the TLS set-up for", certificate, &error.to_string()))?
         .with_no_client_auth()
         .with_single_cert(chain, secret)
-        .map_err(|error| unusable("the TLS certificate", certificate, &format!("{error} (key: {})", key.display())))?;
+        .map_err(|error| {
+            unusable("the TLS certificate", certificate, &format!("{error} (key: {})", key.display()))
+        })?;
     let mut config = config;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))

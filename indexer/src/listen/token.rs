@@ -50,7 +50,9 @@ impl AccessToken {
         let error = |why: String| TokenError { path: path.to_owned(), why };
         if matches!(fs::symlink_metadata(path), Err(e) if e.kind() == io::ErrorKind::NotFound) {
             create(path).map_err(|e| {
-                error(format!("it is missing and cannot be made ({e}); run as root, or set ${TOKEN_FILE_VARIABLE}"))
+                error(format!(
+                    "it is missing and cannot be made ({e}); run as root, or set ${TOKEN_FILE_VARIABLE}"
+                ))
             })?;
         }
         Self::load(path)
@@ -107,7 +109,9 @@ fn read(path: &Path) -> Result<AccessToken, String> {
         return Err("it is empty; delete it and a new one is made".to_owned());
     }
     if text.len() > MAX_TOKEN_BYTES || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("a token is one line of visible ASCII characters; delete it and a new one is made".to_owned());
+        return Err(
+            "a token is one line of visible ASCII characters; delete it and a new one is made".to_owned()
+        );
     }
     Ok(AccessToken(text.to_owned()))
 }
@@ -118,7 +122,9 @@ fn create(path: &Path) -> io::Result<()> {
     let temporary = folder.join(format!(".memdex-token-{}", random_hex::<8>()?));
     let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     let text = random_hex::<RANDOM_BYTES>()?;
-    let made = writeln!(file, "{text}").and_then(|()| file.sync_all()).and_then(|()| fs::hard_link(&temporary, path));
+    let made = writeln!(file, "{text}")
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::hard_link(&temporary, path));
     fs::remove_file(&temporary)?;
     match made {
         Ok(()) => {

@@ -116,7 +116,10 @@ fn give_to_group(path: &Path) -> io::Result<()> {
     let owner = rustix::process::geteuid().is_root().then_some(Uid::ROOT);
     match rustix::fs::chownat(CWD, path, owner, Some(group), rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
         Err(rustix::io::Errno::PERM) => {
-            tracing::warn!("not allowed to give {} to the group {GROUP}: only this user may use it", path.display());
+            tracing::warn!(
+                "not allowed to give {} to the group {GROUP}: only this user may use it",
+                path.display()
+            );
             Ok(())
         }
         other => Ok(other?),

@@ -17,7 +17,11 @@ use rustix::{
 };
 
 use super::{MemoryError, process::Below, push_run, window::Window};
-use crate::{units::Hva, vm::descriptor::Region, watch::process::Process};
+use crate::{
+    units::Hva,
+    vm::descriptor::Region,
+    watch::{pagemap::Pagemap, process::Process},
+};
 
 /// What a file is, whatever its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub(super) struct Identity {
 #[derive(Debug)]
 pub(super) struct FileMemory {
     file: File,
+    /// Where the region stands in the VMM.
+    start: Hva,
     /// Offset in the file of the region's first byte.
     offset: u64,
     /// Whether its pages may be mapped without any risk of allocating one.
@@ -56,7 +62,7 @@ impl FileMemory {
         match file {
             Some(file) => {
                 let in_place = Window::possible() && is_shmem(&file);
-                Ok(Self { file, offset, in_place })
+                Ok(Self { file, start, offset, in_place })
             }
             None if process.alive() => Err(MemoryError::Vanished),
             None => Err(MemoryError::Gone),
@@ -68,8 +74,59 @@ impl FileMemory {
     }
 
     /// Runs of pages that are not holes.
-    pub(super) fn data(&self, pages: Range<u32>, out: &mut Vec<Range<u32>>) -> Result<(), MemoryError> {
-        data(&self.file, self.offset, pages, out)
+    ///
+    /// SEEK_HOLE alone would do, but it walks on to the next hole wherever that is: on a RAM file without holes each
+    /// question about a few pages would cost a walk over gigabytes. A page that the VMM has mapped is in the file, so the
+    /// page table answers for nearly all of them; only where it shows nothing is the file asked, page by page.
+    pub(super) fn data(
+        &self,
+        pagemap: &Pagemap,
+        pages: Range<u32>,
+        out: &mut Vec<Range<u32>>,
+    ) -> Result<(), MemoryError> {
+        // The region starts inside the file, so a length below its end means that the file became shorter.
+        if self.file.metadata().map_err(MemoryError::Io)?.len() < self.position(pages.end) {
+            return Err(MemoryError::Vanished);
+        }
+        let size = PAGE_SIZE as u64;
+        let address = |page: u32| self.start.add(u64::from(page) * size);
+        let mut mapped = Vec::new();
+        pagemap.present(address(pages.start)..address(pages.end), &mut mapped)?;
+        let first = out.len();
+        let mut at = pages.start;
+        for run in mapped {
+            let number = |address: Hva| ((address.0 - self.start.0) / size) as u32;
+            let (start, end) = (number(run.start), number(run.end));
+            self.unmapped_data(at..start, first, out)?;
+            push_run(out, first, start..end);
+            at = end;
+        }
+        self.unmapped_data(at..pages.end, first, out)
+    }
+
+    /// Runs of data among pages that the VMM has not mapped.
+    fn unmapped_data(
+        &self,
+        pages: Range<u32>,
+        first: usize,
+        out: &mut Vec<Range<u32>>,
+    ) -> Result<(), MemoryError> {
+        let mut at = pages.start;
+        while at < pages.end {
+            let position = match seek(&self.file, SeekFrom::Data(self.position(at))) {
+                Ok(position) => position,
+                // No data from here to the end of the file.
+                Err(Errno::NXIO) => return Ok(()),
+                Err(error) => return Err(MemoryError::Io(error.into())),
+            };
+            let found = (position.max(self.offset) - self.offset) / PAGE_SIZE as u64;
+            let Some(page) = u32::try_from(found).ok().filter(|page| *page < pages.end) else {
+                return Ok(());
+            };
+            push_run(out, first, page..page + 1);
+            at = page + 1;
+        }
+        Ok(())
     }
 
     /// read(2) gives zeros for a hole and leaves it one, and a file that became shorter just ends.

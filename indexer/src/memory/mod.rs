@@ -23,8 +23,9 @@ use crate::{
     },
 };
 
-/// A good number of pages for one [`RegionMemory::with_pages`]: 8 MiB. Large enough that mapping costs little beside hashing,
-/// small enough that a worker's resident set stays small.
+/// A good number of pages for one [`RegionMemory::with_pages`]: 8 MiB. From 2 MiB on the rate hardly changes: mapping and unmapping
+/// a page costs the kernel about as much as hashing it (0.4–0.5 µs, mostly cache misses on its own bookkeeping), and copying it with read(2) as much
+/// again. Smaller keeps a worker's resident set small, larger saves nothing.
 pub const WINDOW_PAGES: u32 = 2048;
 
 /// The memory of one region of a VM.
@@ -117,7 +118,7 @@ impl RegionMemory {
     ) -> Result<(), MemoryError> {
         self.check(&pages)?;
         match &self.source {
-            Source::File(file) => file.data(pages, out),
+            Source::File(file) => file.data(pagemap, pages, out),
             Source::Process(process) => process.data(pagemap, pages, out),
         }
     }

@@ -138,6 +138,21 @@ impl Pagemap {
         if self.process.alive() { Ok(()) } else { Err(ScanError::Gone) }
     }
 
+    /// Appends the runs of pages of `range` that are mapped right now: they have a page of memory behind them, which neither
+    /// a swapped-out page nor a marker shows.
+    ///
+    /// # Errors
+    /// [`ScanError::Gone`] if the process has ended.
+    pub fn present(&self, range: Range<Hva>, out: &mut Vec<Range<Hva>>) -> Result<(), ScanError> {
+        let query = Query { range, mask: PAGE_IS_PRESENT, any_of: 0, returned: PAGE_IS_PRESENT };
+        let first = out.len();
+        self.walk(query, false, |run| match out[first..].last_mut() {
+            Some(last) if last.end.0 == run.start => last.end = Hva(run.end),
+            _ => out.push(Hva(run.start)..Hva(run.end)),
+        })?;
+        if self.process.alive() { Ok(()) } else { Err(ScanError::Gone) }
+    }
+
     /// Runs a query to the end of its range, however many calls that takes.
     fn walk(
         &self,

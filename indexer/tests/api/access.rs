@@ -12,7 +12,16 @@ use crate::support::{Served, at, problem};
 async fn tcp_wants_the_right_token_for_everything_but_health_and_the_empty_page() {
     let served = Served::start().await;
     let http = reqwest::Client::new();
-    for path in ["/v1/vms", "/v1/events", "/metrics", "/openapi.json", "/docs/", "/nowhere", "/v1/vms/x/pages", "/healthz/"] {
+    for path in [
+        "/v1/vms",
+        "/v1/events",
+        "/metrics",
+        "/openapi.json",
+        "/docs/",
+        "/nowhere",
+        "/v1/vms/x/pages",
+        "/healthz/",
+    ] {
         let answer = http.get(served.tcp_url(path)).send().await.unwrap();
         assert_eq!(answer.headers()[header::WWW_AUTHENTICATE], "Bearer realm=\"memdex\"", "{path}");
         problem(answer, Code::Unauthorized).await;
@@ -47,7 +56,11 @@ async fn wrong_tokens_and_schemes_are_refused() {
     ] {
         problem(ask(wrong).await.unwrap(), Code::Unauthorized).await;
     }
-    assert_eq!(ask(format!("bearer {token}")).await.unwrap().status(), 200, "the scheme's case does not matter");
+    assert_eq!(
+        ask(format!("bearer {token}")).await.unwrap().status(),
+        200,
+        "the scheme's case does not matter"
+    );
     let twice = http.get(served.tcp_url("/v1/vms")).header(header::AUTHORIZATION, format!("Bearer {token}"));
     let twice = twice.header(header::AUTHORIZATION, "Bearer other").send().await.unwrap();
     problem(twice, Code::Unauthorized).await;
@@ -66,7 +79,10 @@ async fn tls_serves_those_who_trust_the_certificate_and_have_the_token() {
     let url = || format!("tls://127.0.0.1:{}", served.tls).parse().unwrap();
     let ca = Some(served.folder.path().join("host.pem"));
     let token = Some(Token::new(&served.token).unwrap());
-    let good = Client::new(url(), ClientOptions { token: token.clone(), ca: ca.clone(), ..ClientOptions::default() });
+    let good = Client::new(
+        url(),
+        ClientOptions { token: token.clone(), ca: ca.clone(), ..ClientOptions::default() },
+    );
     good.unwrap().vms().await.unwrap();
     let stranger = Client::new(url(), ClientOptions { ca, ..ClientOptions::default() }).unwrap();
     assert!(stranger.vms().await.unwrap_err().is_unauthorized());

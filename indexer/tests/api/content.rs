@@ -39,7 +39,8 @@ async fn contents_are_sent_for_what_is_held() {
     let _vm = Vm::start("contents", &[111, 112]);
     let list = [of(112), of(254), of(111), of(112)];
     let body = bulk::encode_fingerprints(KeyId::PLAIN, &list);
-    let request = served.unix().post(at("/v1/content/pages")).header(header::CONTENT_TYPE, bulk::FINGERPRINTS);
+    let request =
+        served.unix().post(at("/v1/content/pages")).header(header::CONTENT_TYPE, bulk::FINGERPRINTS);
     let answer = request.body(body).send().await.unwrap();
     assert_eq!(answer.headers()[header::CONTENT_TYPE], bulk::CONTENTS);
     let bytes = answer.bytes().await.unwrap();

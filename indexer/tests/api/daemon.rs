@@ -118,7 +118,11 @@ fn what_cannot_work_is_refused_with_a_sentence() {
     says(&["--config", "/nonexistent"], "--config");
     fs::write(&config, "lisen = []").unwrap();
     says(&["--config", config.to_str().unwrap()], "lisen");
-    fs::write(&config, "listen = ['tls://127.0.0.1:1']\n[tls]\ncertificate = '/nonexistent'\nkey = '/nonexistent'").unwrap();
+    fs::write(
+        &config,
+        "listen = ['tls://127.0.0.1:1']\n[tls]\ncertificate = '/nonexistent'\nkey = '/nonexistent'",
+    )
+    .unwrap();
     says(&["--config", config.to_str().unwrap()], "/nonexistent");
     let token = folder.path().join("token");
     fs::write(&token, "open").unwrap();

@@ -2,10 +2,7 @@
 
 use std::path::Path;
 
-use memdex_wire::{
-    bulk,
-    problem::{Code, Problem},
-};
+use memdex_wire::{bulk, problem::Code};
 use reqwest::{Method, header};
 
 use crate::support::{Served, at, problem, raw};
@@ -14,7 +11,17 @@ use crate::support::{Served, at, problem, raw};
 async fn paths_methods_and_media_types_that_do_not_exist() {
     let served = Served::start().await;
     let http = served.unix();
-    for path in ["/nope", "/v1", "/v1/", "/v1/vms/", "/v1/migrations/7", "/v1/content", "/docs/nope.js", "//", "/v1/vms/a/b/c"] {
+    for path in [
+        "/nope",
+        "/v1",
+        "/v1/",
+        "/v1/vms/",
+        "/v1/migrations/7",
+        "/v1/content",
+        "/docs/nope.js",
+        "//",
+        "/v1/vms/a/b/c",
+    ] {
         problem(http.get(at(path)).send().await.unwrap(), Code::NotFound).await;
     }
     for (method, path, allow) in [
@@ -35,14 +42,24 @@ async fn paths_methods_and_media_types_that_do_not_exist() {
     let answer = http.post(at("/v1/content/lookup")).header(header::CONTENT_TYPE, "text/plain").body("x");
     problem(answer.send().await.unwrap(), Code::UnsupportedMediaType).await;
     problem(http.post(at("/v1/content/lookup")).send().await.unwrap(), Code::UnsupportedMediaType).await;
-    problem(http.post(at("/v1/content/pages")).json(&()).send().await.unwrap(), Code::UnsupportedMediaType).await;
+    problem(http.post(at("/v1/content/pages")).json(&()).send().await.unwrap(), Code::UnsupportedMediaType)
+        .await;
 }
 
 #[tokio::test]
 async fn vms_that_do_not_exist() {
     let served = Served::start().await;
     let http = served.unix();
-    for key in ["x", "4294967295", "99999999999999999999", "%20", "a%2Fb", "%F0%9F%90%8C", "..%2F..", &"x".repeat(3000)] {
+    for key in [
+        "x",
+        "4294967295",
+        "99999999999999999999",
+        "%20",
+        "a%2Fb",
+        "%F0%9F%90%8C",
+        "..%2F..",
+        &"x".repeat(3000),
+    ] {
         for path in ["", "/pages", "/diff?to=unix:/x"] {
             let answer = http.get(at(&format!("/v1/vms/{key}{path}"))).send().await.unwrap();
             problem(answer, Code::VmNotFound).await;
@@ -53,7 +70,8 @@ async fn vms_that_do_not_exist() {
         }
     }
     problem(http.get(at("/v1/vms/%FF")).send().await.unwrap(), Code::BadRequest).await;
-    problem(http.get(at(&format!("/v1/vms/{}", "x".repeat(5000)))).send().await.unwrap(), Code::BadRequest).await;
+    problem(http.get(at(&format!("/v1/vms/{}", "x".repeat(5000)))).send().await.unwrap(), Code::BadRequest)
+        .await;
 }
 
 #[tokio::test]
@@ -79,7 +97,14 @@ async fn bodies_that_are_not_what_they_claim_to_be() {
         problem(lookup(bulk::FINGERPRINTS, body).await.unwrap(), Code::BadRequest).await;
     }
     problem(lookup(bulk::FINGERPRINTS, announces_too_many).await.unwrap(), Code::TooLarge).await;
-    for body in ["", "{", "[]", "{\"fingerprints\":[1]}", "{\"fingerprints\":[\"xyz\"]}", "{\"fingerprints\":[],\"x\":1}"] {
+    for body in [
+        "",
+        "{",
+        "[]",
+        "{\"fingerprints\":[1]}",
+        "{\"fingerprints\":[\"xyz\"]}",
+        "{\"fingerprints\":[],\"x\":1}",
+    ] {
         problem(lookup("application/json", body.into()).await.unwrap(), Code::BadRequest).await;
     }
     let deep = "[".repeat(100_000);
@@ -126,12 +151,14 @@ async fn the_description_in_git_is_the_one_of_the_code() {
     assert!(kept == text, "the interface has changed: look at it, then run this test with MEMDEX_BLESS=1");
     for (path, item) in now["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
-            assert!(operation["operationId"].is_string() && operation["summary"].is_string(), "{method} {path}");
+            assert!(
+                operation["operationId"].is_string() && operation["summary"].is_string(),
+                "{method} {path}"
+            );
         }
     }
     let codes = &now["components"]["schemas"]["Code"];
     assert!(codes.is_object(), "the codes of problems are described");
-    let _: Option<Problem> = None;
 }
 
 #[tokio::test]
@@ -148,7 +175,10 @@ async fn the_documentation_is_complete_without_a_network() {
     let policy = dashboard.headers()["content-security-policy"].to_str().unwrap().to_owned();
     let nonce = policy.split("'nonce-").nth(1).unwrap().split('\'').next().unwrap().to_owned();
     let page = dashboard.text().await.unwrap();
-    assert!(page.contains(&format!("<script nonce=\"{nonce}\">")) && !page.contains("{{"), "the script may run");
+    assert!(
+        page.contains(&format!("<script nonce=\"{nonce}\">")) && !page.contains("{{"),
+        "the script may run"
+    );
     for outside in ["src=\"http", "href=\"http", "url(", "@import", "innerHTML"] {
         assert!(!page.contains(outside), "{outside}");
     }

@@ -66,7 +66,10 @@ async fn the_generation_saves_asking_again() {
     let generation: u64 = etag.trim_matches('"').parse().unwrap();
     for tag in [etag.clone(), format!("W/{etag}"), format!("\"x\", {etag}"), "*".to_owned()] {
         let again = http.get(&url).header(header::IF_NONE_MATCH, tag).send().await.unwrap();
-        assert_eq!((again.status().as_u16(), again.headers()[header::ETAG].to_str().unwrap()), (304, etag.as_str()));
+        assert_eq!(
+            (again.status().as_u16(), again.headers()[header::ETAG].to_str().unwrap()),
+            (304, etag.as_str())
+        );
         assert!(again.bytes().await.unwrap().is_empty());
     }
     let other = http.get(&url).header(header::IF_NONE_MATCH, "\"0\"").send().await.unwrap();
@@ -74,7 +77,11 @@ async fn the_generation_saves_asking_again() {
     let since = http.get(format!("{url}?since={generation}")).send().await.unwrap();
     assert_eq!(since.json::<Vec<PageRecord>>().await.unwrap(), []);
     let future = http.get(format!("{url}?since={}", u64::MAX)).send().await.unwrap();
-    assert_eq!(future.json::<Vec<PageRecord>>().await.unwrap().len(), 4096, "a future generation gets everything");
+    assert_eq!(
+        future.json::<Vec<PageRecord>>().await.unwrap().len(),
+        4096,
+        "a future generation gets everything"
+    );
 }
 
 #[tokio::test]

@@ -59,7 +59,10 @@ impl Served {
         let token = AccessToken::load_or_create(&folder.path().join("token")).unwrap();
         let stop = CancellationToken::new();
         let ours = Token::new(token.expose()).unwrap();
-        let peers = [("far".to_owned(), format!("unix:{}", folder.path().join("far.sock").display()).parse().unwrap())];
+        let peers = [(
+            "far".to_owned(),
+            format!("unix:{}", folder.path().join("far.sock").display()).parse().unwrap(),
+        )];
         let peers = Peers::new(peers.into(), Some(ours), files.ca.clone());
         let state = ApiState::new(host(), peers, Some(token.clone()), stop.clone());
         let server_counters = state.figures();
@@ -120,7 +123,8 @@ pub(crate) fn free_port() -> u16 {
 
 /// A certificate for 127.0.0.1 that vouches for itself.
 pub(crate) fn certificate(folder: &Path) -> TlsFiles {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    let made =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
     let (certificate, key) = (folder.join("host.pem"), folder.join("host.key"));
     fs::write(&certificate, made.cert.pem()).unwrap();
     fs::write(&key, made.signing_key.serialize_pem()).unwrap();

@@ -59,7 +59,8 @@ async fn sync_and_verify_report() {
     let vm = Vm::start("jobs", &[1, 2, 2]);
     let http = served.unix();
     for body in ["", "{}", "{\"timeout_ms\": 20000}"] {
-        let request = http.post(at(&format!("/v1/vms/{}/sync", vm.name))).header("content-type", "application/json");
+        let request =
+            http.post(at(&format!("/v1/vms/{}/sync", vm.name))).header("content-type", "application/json");
         let report: SyncReport = request.body(body).send().await.unwrap().json().await.unwrap();
         assert_eq!((report.pages.total, report.pages.stale), (4096, 0));
     }
@@ -93,7 +94,8 @@ async fn a_diff_counts_pages_and_asks_for_each_content_once() {
     let http = served.unix();
     let to = format!("unix:{}", served.socket().display());
     let before = counter(&http, "memdex_http_looked_up_fingerprints_total").await;
-    let answer = http.get(at(&format!("/v1/vms/{}/diff", vm.name))).query(&[("to", &to)]).send().await.unwrap();
+    let answer =
+        http.get(at(&format!("/v1/vms/{}/diff", vm.name))).query(&[("to", &to)]).send().await.unwrap();
     let diff: Diff = answer.json().await.unwrap();
     // The host is compared with itself: everything it knows is there.
     let expected = DiffCounts { total: 4096, zero: 4092, matched: 4, missing: 0, stale: 0 };
@@ -131,9 +133,7 @@ async fn peers_that_are_away_strange_or_locked_are_told_apart() {
     let served = Served::start().await;
     let vm = Vm::start("peers", &[1]);
     let http = served.unix();
-    let diff = |to: String| {
-        http.get(at(&format!("/v1/vms/{}/diff", vm.name))).query(&[("to", to)]).send()
-    };
+    let diff = |to: String| http.get(at(&format!("/v1/vms/{}/diff", vm.name))).query(&[("to", to)]).send();
     let away = problem(diff("far".into()).await.unwrap(), Code::PeerUnreachable).await;
     assert!(away.retryable);
 
@@ -147,7 +147,9 @@ async fn peers_that_are_away_strange_or_locked_are_told_apart() {
         while let Ok((mut stream, _)) = strange.accept().await {
             let mut seen = vec![0; 1 << 16];
             let _ = stream.read(&mut seen).await;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 2\r\n\r\nhi").await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 2\r\n\r\nhi")
+                .await;
         }
     });
     problem(diff(format!("tcp://127.0.0.1:{port}")).await.unwrap(), Code::PeerProtocol).await;
@@ -176,7 +178,12 @@ async fn metrics_are_well_formed_and_complete() {
     let id = host().find(&vm.name).unwrap().id().to_owned();
     let current = format!("memdex_vm_pages{{vm=\"{id}\",name=\"{}\",state=\"current\"}} 1", vm.name);
     assert!(text.lines().any(|line| line == current), "{text}");
-    for name in ["memdex_vm_mismatches_total", "memdex_hook_attached", "memdex_index_bytes", "memdex_http_requests_total"] {
+    for name in [
+        "memdex_vm_mismatches_total",
+        "memdex_hook_attached",
+        "memdex_index_bytes",
+        "memdex_http_requests_total",
+    ] {
         assert!(kinds.contains_key(name), "{name}");
     }
 }

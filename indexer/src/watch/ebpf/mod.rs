@@ -122,7 +122,6 @@ impl Hooks {
     #[must_use]
     pub fn load(options: &HookOptions) -> Self {
         let (object, statuses) = object::load(options.debug);
-        shared::give_memory_back();
         let Some(mut object) = object else { return Self { statuses, loaded: None } };
         let log = options.debug.then(|| log::forward(&mut object)).and_then(|forwarding| {
             forwarding

@@ -144,16 +144,6 @@ pub(super) enum Flag {
     LayoutStale,
 }
 
-/// Gives the memory that reading the kernel's types took (tens of megabytes, for a moment) back to the system. The allocator would keep it. Complete
-/// only for what the process's first thread allocated; without glibc nothing is done.
-pub(super) fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: touches nothing but the allocator's own free memory, under its own locks.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// The records in what the memslot iterator wrote; bytes after the last whole one are left out.
 pub(super) fn records(bytes: &[u8]) -> impl Iterator<Item = Record> + '_ {
     bytes.chunks_exact(size_of::<Record>()).map(|chunk| {

@@ -242,6 +242,7 @@ impl Tracker {
         if self.last_rotation.elapsed() >= ROTATION {
             self.last_rotation = Instant::now();
             self.queue.rotate();
+            self.vm.counters.hot_pages.set(self.queue.hot());
         }
         self.take_marks();
         if self.slots_moved && self.last_watched.elapsed() >= REWATCH {
@@ -261,9 +262,10 @@ impl Tracker {
                 self.queue.ready_run(watched.range());
             }
         }
-        self.vm.counters.hot_pages.set(self.queue.hot());
         self.vm.note_unanswered(!self.queue.awaited().is_empty());
-        self.note_progress();
+        if !self.unseen.is_empty() || self.pass_took.is_none() {
+            self.note_progress();
+        }
         self.announce();
         Ok(())
     }
@@ -361,9 +363,11 @@ impl Tracker {
         let unsettled = self.settle(region, &batch)?;
         // What was written meanwhile has been queued by the scan; what was only marked waits for its write, which
         // the next look at the marks says. What could not be armed at all is tried again.
-        let unqueued = unsettled - self.queue.all();
-        for run in runs(&unqueued) {
-            self.queue.marked(run);
+        if !unsettled.is_empty() {
+            let unqueued = unsettled - self.queue.all();
+            for run in runs(&unqueued) {
+                self.queue.marked(run);
+            }
         }
         Ok(true)
     }

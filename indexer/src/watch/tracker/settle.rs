@@ -18,8 +18,10 @@ use crate::{
     },
 };
 
-/// Pages in one piece of work of a hashing thread.
+/// Pages in one piece of work of a hashing thread, hashed in place.
 const PIECE: u32 = 1024;
+/// The same for pages that are copied together: each hashing thread keeps room for so many.
+const GATHERED: u32 = 128;
 /// A run of at least this many pages is hashed in place; shorter ones are gathered, so that every SIMD lane is used.
 const IN_PLACE: u32 = 128;
 /// A scan for written pages bridges gaps of this many pages: a system call costs about as much as walking them.
@@ -271,7 +273,7 @@ fn pieces(runs: &[PageRange]) -> Vec<Vec<PageRange>> {
             let long = rest.end - rest.start >= IN_PLACE;
             if long || room == 0 {
                 pieces.push(Vec::new());
-                room = PIECE;
+                room = if long { PIECE } else { GATHERED };
             }
             let len = (rest.end - rest.start).min(room);
             let piece = pieces.last_mut().expect("one was pushed when there was no room");

@@ -102,6 +102,11 @@ impl Ram {
             }
         };
         mapped.map_err(|e| format!("map guest RAM: {e}"))?;
+        if file.is_none() {
+            // As QEMU does for private RAM. Kernels without huge pages refuse, and then there are none.
+            // SAFETY: advice changes no content, and the range is our own.
+            let _ = unsafe { madvise(start.cast(), len as usize, Advice::LinuxHugepage) };
+        }
         Ok(Self { reservation, reserved, start, pages, file })
     }
 

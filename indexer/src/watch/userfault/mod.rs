@@ -6,7 +6,8 @@
 //!
 //! # Minimum kernel version
 //! 6.7
-#![expect(unsafe_code, reason = "ioctls that no safe crate offers")]
+
+mod request;
 
 use std::{
     fs, io,
@@ -17,13 +18,12 @@ use std::{
 };
 
 use linux_raw_sys::general::{
-    UFFD_API, UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_SIGBUS,
-    UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFD_USER_MODE_ONLY,
+    UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_SIGBUS, UFFD_FEATURE_WP_ASYNC,
+    UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFD_USER_MODE_ONLY,
     UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
 };
 use rustix::{
     io::Errno,
-    ioctl::{Opcode, Setter, Updater, ioctl, opcode},
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
@@ -186,44 +186,24 @@ fn inject_new(process: &Process) -> Result<Chosen, AttachError> {
 /// # Errors
 /// [`AttachError::Unsupported`] if the kernel can't.
 pub fn probe() -> Result<(), AttachError> {
-    own().and_then(|fd| initialize(&fd).map_err(Into::into)).map_err(AttachError::Unsupported)
-}
-
-fn own() -> io::Result<OwnedFd> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: a system call without pointers.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) };
-    match i32::try_from(fd) {
-        // SAFETY: a new descriptor that nobody else knows.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
+    request::own(FLAGS).and_then(|fd| initialize(&fd).map_err(Into::into)).map_err(AttachError::Unsupported)
 }
 
 /// A userfaultfd of the daemon's own address space, for [`register_missing`].
 pub(crate) fn own_for_missing() -> io::Result<OwnedFd> {
-    let fd = own()?;
-    initialize_with(&fd, (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_SIGBUS).into())?;
+    let fd = request::own(FLAGS)?;
+    request::initialize(&fd, (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_SIGBUS).into())?;
     Ok(fd)
 }
 
 /// Makes reading a page of a shmem mapping of the daemon that is not in the file raise SIGBUS instead of allocating it.
 pub(crate) fn register_missing(fd: &OwnedFd, addresses: Range<usize>) -> io::Result<()> {
     let range = Hva(addresses.start as u64)..Hva(addresses.end as u64);
-    let mut argument =
-        Register { range: Span::from(&range), mode: UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
-    // SAFETY: as in `UserFault::register`. What faults do there is the business of the owner of the mapping.
-    unsafe { ioctl(fd, Updater::<{ operation::REGISTER }, _>::new(&mut argument)) }.map_err(Into::into)
+    request::register(fd, &range, UFFDIO_REGISTER_MODE_MISSING).map_err(Into::into)
 }
 
 fn initialize(fd: &OwnedFd) -> Result<(), Errno> {
-    initialize_with(fd, FEATURES)
-}
-
-fn initialize_with(fd: &OwnedFd, features: u64) -> Result<(), Errno> {
-    let mut argument = Api { api: UFFD_API.into(), features, ioctls: 0 };
-    // SAFETY: the opcode goes with the structure (include/uapi/linux/userfaultfd.h).
-    unsafe { ioctl(fd, Updater::<{ operation::API }, _>::new(&mut argument)) }
+    request::initialize(fd, FEATURES)
 }
 
 /// The userfaultfds in the process that are in the mode we use. Nothing but memdex uses WP_ASYNC in a VMM: QEMU's postcopy and
@@ -345,9 +325,7 @@ impl UserFault {
         let fd = self.fd(&range)?;
         // EAGAIN: somebody changes the layout of the address space at this moment.
         for attempt in 0..100_u32 {
-            let mut argument = WriteProtect { range: Span::from(&range), mode: WRITEPROTECT_MODE_WP };
-            // SAFETY: as in `register`.
-            match unsafe { ioctl(fd, Updater::<{ operation::WRITEPROTECT }, _>::new(&mut argument)) } {
+            match request::write_protect(fd, &range) {
                 Err(Errno::AGAIN) if attempt < 10 => std::thread::yield_now(),
                 Err(Errno::AGAIN) => std::thread::sleep(Duration::from_micros(200)),
                 other => return other.map_err(|error| explain(error, &range)),
@@ -363,16 +341,11 @@ impl UserFault {
 }
 
 fn register(fd: &OwnedFd, range: &Range<Hva>) -> Result<(), ArmError> {
-    let mut argument = Register { range: Span::from(range), mode: UFFDIO_REGISTER_MODE_WP.into(), ioctls: 0 };
-    // SAFETY: the opcode goes with the structure; it changes page tables of the VMM, no memory of this process.
-    unsafe { ioctl(fd, Updater::<{ operation::REGISTER }, _>::new(&mut argument)) }
-        .map_err(|error| explain(error, range))
+    request::register(fd, range, UFFDIO_REGISTER_MODE_WP).map_err(|error| explain(error, range))
 }
 
 fn unregister(fd: &OwnedFd, range: &Range<Hva>) -> Result<(), ArmError> {
-    // SAFETY: as in `register`.
-    unsafe { ioctl(fd, Setter::<{ operation::UNREGISTER }, _>::new(Span::from(range))) }
-        .map_err(|error| explain(error, range))
+    request::unregister(fd, range).map_err(|error| explain(error, range))
 }
 
 /// Whether registering with this descriptor makes the range watched in this process and unregistering ends that. (One direction is not
@@ -392,52 +365,6 @@ fn explain(error: Errno, range: &Range<Hva>) -> ArmError {
         }
         Errno::BUSY => ArmError::Taken(range.start, range.end),
         _ => ArmError::Io(error.into()),
-    }
-}
-
-/// `UFFDIO_WRITEPROTECT_MODE_WP`
-const WRITEPROTECT_MODE_WP: u64 = 1;
-
-/// Type 0xAA and the numbers of include/uapi/linux/userfaultfd.h. UNREGISTER is declared there as a *read* although the kernel
-/// only reads the argument.
-mod operation {
-    use super::{Api, Opcode, Register, Span, WriteProtect, opcode};
-
-    pub(super) const API: Opcode = opcode::read_write::<Api>(0xaa, 0x3f);
-    pub(super) const REGISTER: Opcode = opcode::read_write::<Register>(0xaa, 0x00);
-    pub(super) const UNREGISTER: Opcode = opcode::read::<Span>(0xaa, 0x01);
-    pub(super) const WRITEPROTECT: Opcode = opcode::read_write::<WriteProtect>(0xaa, 0x06);
-}
-
-#[repr(C)]
-struct Api {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct Span {
-    start: u64,
-    len: u64,
-}
-
-#[repr(C)]
-struct Register {
-    range: Span,
-    mode: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct WriteProtect {
-    range: Span,
-    mode: u64,
-}
-
-impl From<&Range<Hva>> for Span {
-    fn from(range: &Range<Hva>) -> Self {
-        Self { start: range.start.0, len: range.end.0.saturating_sub(range.start.0) }
     }
 }
 

@@ -25,8 +25,11 @@
 //! the VMM crashes. All other ways to end are held off: signals are blocked in the thread that injects, and
 //! [`hold_off`] lets the daemon's shutdown wait.
 
+mod borrowed;
+mod target;
+
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     os::unix::fs::FileExt,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -34,19 +37,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    process::{Process, gone, is_gone},
-    ptrace::{self, Registers, Stop, Tracee},
+use self::{
+    borrowed::{Borrowed, STOP_TIMEOUT, await_interrupt, bring_to_stop},
+    target::{ELFCLASS64, ThreadStatus, elf_class, find_gate, threads},
 };
-
-/// How long a thread may take to stop before another one is tried. One in an uninterruptible sleep does not stop.
-const STOP_TIMEOUT: Duration = Duration::from_millis(200);
-/// How long the thread may take from being resumed to its next stop: one instruction, but perhaps on a crowded machine.
-const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to go on trying to get a changed thread back. Giving up means to leave it as it is.
-const RESTORE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Threads to try.
-const MOST_THREADS: usize = 8;
+use super::{
+    process::{Process, is_gone},
+    ptrace::{self, Registers, Tracee},
+};
 
 /// One injection at a time in the daemon.
 static WINDOW: Mutex<()> = Mutex::new(());
@@ -282,225 +280,3 @@ const WAITING_CALLS: [i64; 8] = [
     libc::SYS_io_getevents,
     linux_raw_sys::general::__NR_io_pgetevents as i64,
 ];
-
-/// Stops a thread that runs.
-fn bring_to_stop(tracee: &mut Tracee) -> Result<(), InjectError> {
-    tracee.interrupt().map_err(InjectError::io("interrupt"))?;
-    await_interrupt(tracee, STOP_TIMEOUT)
-}
-
-/// Waits for the stop that was asked for; signals that come first are delivered.
-fn await_interrupt(tracee: &mut Tracee, timeout: Duration) -> Result<(), InjectError> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match tracee.wait(left).map_err(InjectError::io("wait for"))? {
-            None => return Err(InjectError::Unresponsive(timeout)),
-            Some(Stop::Interrupt) => return Ok(()),
-            Some(Stop::Group) => return Err(InjectError::Stopped),
-            Some(stop) => {
-                // Any stop takes back a pending interrupt, so ask again first.
-                tracee.interrupt().map_err(InjectError::io("interrupt"))?;
-                let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
-                tracee.resume(signal).map_err(InjectError::io("resume"))?;
-            }
-        }
-    }
-}
-
-/// A stopped thread whose registers and signal mask are ours; dropping gives them back.
-struct Borrowed<'a> {
-    tracee: &'a mut Tracee,
-    registers: Registers,
-    mask: u64,
-    /// Signals that could not be blocked and were swallowed.
-    owed: Vec<i32>,
-    pid: i32,
-}
-
-impl Borrowed<'_> {
-    fn make_call(
-        &mut self,
-        mut registers: Registers,
-        gate: u64,
-        call: Call,
-    ) -> Result<Result<u64, rustix::io::Errno>, InjectError> {
-        self.tracee.set_signal_mask(u64::MAX).map_err(InjectError::io("block the signals of"))?;
-        registers.rip = gate;
-        registers.rax = call.number.cast_unsigned();
-        // Not in a system call: nothing to restart on the way out.
-        registers.orig_rax = u64::MAX;
-        [registers.rdi, registers.rsi, registers.rdx] = call.arguments;
-        [registers.r10, registers.r8, registers.r9] = [0; 3];
-        self.tracee.set_registers(&registers).map_err(InjectError::io("set the registers of"))?;
-        // To the entry of the call …
-        self.tracee.resume_to_system_call().map_err(InjectError::io("resume"))?;
-        self.await_stop(Stop::SystemCall, STEP_TIMEOUT)?;
-        // … and, with the next stop asked for already, through it to the way out of the kernel.
-        self.tracee.interrupt().map_err(InjectError::io("interrupt"))?;
-        self.tracee.resume(0).map_err(InjectError::io("resume"))?;
-        self.await_stop(Stop::Interrupt, STEP_TIMEOUT)?;
-        let after = self
-            .tracee
-            .registers()
-            .map_err(InjectError::io("read the registers of"))?
-            .ok_or(InjectError::Foreign)?;
-        if after.orig_rax != call.number.cast_unsigned() || after.rip != gate + GATE.len() as u64 {
-            return Err(InjectError::io("follow")(io::Error::other("it did not make the call")));
-        }
-        Ok(match after.rax.cast_signed() {
-            error @ -4095..=-1 => {
-                Err(rustix::io::Errno::from_raw_os_error(i32::try_from(-error).unwrap_or(libc::EINVAL)))
-            }
-            value => Ok(value.cast_unsigned()),
-        })
-    }
-
-    fn await_stop(&mut self, wanted: Stop, timeout: Duration) -> Result<(), InjectError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.tracee.wait(left).map_err(InjectError::io("wait for"))? {
-                None => return Err(InjectError::Unresponsive(timeout)),
-                Some(stop) if stop == wanted => return Ok(()),
-                Some(stop) => {
-                    self.owe(stop);
-                    if wanted == Stop::SystemCall {
-                        self.tracee.resume_to_system_call()
-                    } else {
-                        self.tracee.interrupt().and_then(|()| self.tracee.resume(0))
-                    }
-                    .map_err(InjectError::io("resume"))?;
-                }
-            }
-        }
-    }
-
-    /// Only SIGSTOP gets through a full mask. (A stop of the whole group needs nothing: the kernel stops the thread again
-    /// when it is detached.)
-    fn owe(&mut self, stop: Stop) {
-        if let Stop::Signal(signal) = stop {
-            self.owed.push(signal);
-        }
-    }
-}
-
-impl Drop for Borrowed<'_> {
-    fn drop(&mut self) {
-        if self.tracee.stop() != Some(Stop::Interrupt) && !self.tracee.ended() {
-            // A step failed. Whatever it was, the thread must come to the one kind of stop where it can be put back.
-            let _ = self.tracee.interrupt();
-            if self.tracee.stop().is_some() {
-                let _ = self.tracee.resume(0);
-            }
-            let _ = self.await_stop(Stop::Interrupt, RESTORE_TIMEOUT);
-        }
-        let restored =
-            self.tracee.set_registers(&self.registers).and_then(|()| self.tracee.set_signal_mask(self.mask));
-        if let Err(error) = restored
-            && !is_gone(&error)
-        {
-            tracing::error!(pid = self.pid, %error, "a VMM thread could not be put back after an injected call");
-        }
-        for signal in self.owed.drain(..) {
-            ptrace::send_signal(self.pid, signal);
-        }
-    }
-}
-
-/// The instruction `syscall`.
-const GATE: [u8; 2] = [0x0f, 0x05];
-
-/// Finds a `syscall` instruction the VMM can execute: in the vDSO (mapped into every process by the kernel), else in any
-/// other executable mapping. Bytes inside another instruction serve as well; they are executed from their own address.
-fn find_gate(process: &Process, memory: &File) -> Result<u64, InjectError> {
-    const WINDOW: u64 = 64 << 10;
-    let maps =
-        process.with_path("maps", fs::read_to_string).map_err(InjectError::io("read the mappings of"))?;
-    let mut executable: Vec<_> = maps.lines().filter_map(executable_mapping).collect();
-    executable.sort_by_key(|(_, name)| *name != "[vdso]");
-    let mut readable = false;
-    let mut bytes = vec![0; usize::try_from(WINDOW).unwrap_or(0)];
-    // Bounded: 64 mappings, 1 MiB of each.
-    for (range, name) in executable.into_iter().take(64) {
-        if name == "[vsyscall]" {
-            continue; // emulated: not executable as ordinary code
-        }
-        for start in (range.start..range.end.min(range.start + (1 << 20))).step_by(WINDOW as usize) {
-            let length = WINDOW.min(range.end - start);
-            let Ok(read) = memory.read_at(&mut bytes[..usize::try_from(length).unwrap_or(0)], start) else {
-                break;
-            };
-            readable |= read > 0;
-            if let Some(at) = bytes[..read].windows(GATE.len()).position(|bytes| bytes == GATE) {
-                return Ok(start + at as u64);
-            }
-        }
-    }
-    // Nothing readable at all: the address space is going, the process will be gone in a moment.
-    Err(if readable { InjectError::NoGate } else { InjectError::Gone })
-}
-
-/// Address range and name of a line of `/proc/PID/maps`, if it is readable and executable.
-fn executable_mapping(line: &str) -> Option<(std::ops::Range<u64>, &str)> {
-    let mut fields = line.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let permissions = fields.next()?;
-    if !permissions.starts_with('r') || permissions.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
-    let address = |text| u64::from_str_radix(text, 16).ok();
-    Some((address(start)?..address(end)?, fields.nth(3).unwrap_or("")))
-}
-
-const ELFCLASS64: u8 = 2;
-
-/// Byte 4 of the program file says how wide its addresses are.
-fn elf_class(process: &Process) -> Result<u8, InjectError> {
-    let program =
-        process.with_path("exe", File::open).map_err(InjectError::io("open the program file of"))?;
-    let mut head = [0; 5];
-    program.read_exact_at(&mut head, 0).map_err(InjectError::io("read the program file of"))?;
-    Ok(head[4])
-}
-
-/// The threads to try, the main one first.
-fn threads(process: &Process) -> Result<Vec<u32>, InjectError> {
-    let main = process.id().pid;
-    let entries =
-        fs::read_dir(format!("/proc/{main}/task")).map_err(InjectError::io("list the threads of"))?;
-    let mut threads: Vec<u32> =
-        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    threads.sort_unstable_by_key(|tid| (*tid != main, *tid));
-    // A zombie main thread can't be used; leave room for it.
-    threads.truncate(MOST_THREADS);
-    Ok(threads)
-}
-
-/// The lines of a thread's `status` file that matter here.
-struct ThreadStatus {
-    state: char,
-    tracer: u32,
-    seccomp: bool,
-}
-
-impl ThreadStatus {
-    fn read(process: &Process, tid: u32) -> io::Result<Self> {
-        let status = format!("/proc/{}/task/{tid}/status", process.id().pid);
-        let text = match fs::read_to_string(status) {
-            // This thread may have ended, the process lives: the same as a zombie.
-            Err(error) if is_gone(&error) && process.alive() => {
-                return Ok(Self { state: 'X', tracer: 0, seccomp: false });
-            }
-            other => other?,
-        };
-        let field = |name: &str| {
-            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
-        };
-        Ok(Self {
-            state: field("State").and_then(|text| text.chars().next()).ok_or_else(gone)?,
-            tracer: field("TracerPid").and_then(|text| text.parse().ok()).unwrap_or(0),
-            seccomp: field("Seccomp").is_some_and(|text| text != "0"),
-        })
-    }
-}
