@@ -1,6 +1,11 @@
 //! The threads that hash: the whole CPU budget of the daemon, shared by all VMs, at low priority.
 
-use std::fmt;
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::mpsc,
+    thread,
+};
 
 /// How much lower than normal the hashing threads' priority is (see `nice(1)`).
 const NICE: i32 = 10;
@@ -30,6 +35,16 @@ impl HashPool {
         self.0.install(work)
     }
 
+    /// Starts `work` on the pool and goes on; parallel iterators inside use the pool's other threads.
+    pub fn start<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Pending<R> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.0.spawn(move || {
+            // Nobody may be waiting any more, then the result is of no use.
+            let _ = sender.send(catch_unwind(AssertUnwindSafe(work)));
+        });
+        Pending(receiver)
+    }
+
     /// Number of threads.
     #[must_use]
     pub fn threads(&self) -> usize {
@@ -40,5 +55,27 @@ impl HashPool {
 impl fmt::Debug for HashPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HashPool").field("threads", &self.threads()).finish()
+    }
+}
+
+/// A result that the pool is working on.
+#[derive(Debug)]
+#[must_use]
+pub struct Pending<R>(mpsc::Receiver<thread::Result<R>>);
+
+impl<R> Pending<R> {
+    /// Waits for the result. A panic of the work goes on here.
+    ///
+    /// # Panics
+    /// If the work did, or the pool is gone.
+    pub fn wait(self) -> R {
+        let result =
+            self.0.recv().expect("the pool lives as long as the daemon and answers everything it took");
+        result.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Waits for the work to end and drops its result.
+    pub fn discard(self) {
+        let _ = self.0.recv();
     }
 }

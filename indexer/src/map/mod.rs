@@ -20,7 +20,8 @@ mod snapshot;
 
 use std::sync::Arc;
 
-use memdex_wire::{Fingerprint, vm::PageCounts};
+use memdex_wire::{Fingerprint, page::PageState, vm::PageCounts};
+use roaring::RoaringBitmap;
 
 use crate::units::{Generation, PageRange};
 
@@ -170,6 +171,12 @@ impl PageMap {
         changes
     }
 
+    /// The pages of a run that are in one of the given states.
+    #[must_use]
+    pub fn in_state(&self, pages: PageRange, states: &[PageState]) -> RoaringBitmap {
+        in_state(&self.chunks, pages.start..pages.end.min(self.pages()), states)
+    }
+
     /// A consistent picture of this moment.
     #[must_use]
     pub fn snapshot(&self) -> MapSnapshot {
@@ -216,6 +223,25 @@ impl PageMap {
             page += len;
         }
     }
+}
+
+fn in_state(chunks: &[Chunk], pages: PageRange, states: &[PageState]) -> RoaringBitmap {
+    let mut found = RoaringBitmap::new();
+    let (mut page, end) = (pages.start as usize, pages.end as usize);
+    while page < end {
+        let (chunk, start) = (&chunks[page / CHUNK_PAGES], page % CHUNK_PAGES);
+        let len = (CHUNK_PAGES - start).min(end - page);
+        if let Some(state) = chunk.uniform_state() {
+            if states.contains(&state) {
+                found.insert_range(page as u32..(page + len) as u32);
+            }
+        } else {
+            let hits = (0..len).filter(|i| states.contains(&chunk.state(start + i)));
+            found.extend(hits.map(|i| (page + i) as u32));
+        }
+        page += len;
+    }
+    found
 }
 
 #[cfg(test)]

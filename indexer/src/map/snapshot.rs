@@ -109,22 +109,7 @@ impl MapSnapshot {
     /// The pages of a run that are in one of the given states.
     #[must_use]
     pub fn in_state(&self, pages: Range<u32>, states: &[PageState]) -> RoaringBitmap {
-        let mut found = RoaringBitmap::new();
-        let (mut page, end) = (pages.start as usize, pages.end.min(self.pages()) as usize);
-        while page < end {
-            let (chunk, start) = (&self.chunks[page / CHUNK_PAGES], page % CHUNK_PAGES);
-            let len = (CHUNK_PAGES - start).min(end - page);
-            if let Some(state) = chunk.uniform_state() {
-                if states.contains(&state) {
-                    found.insert_range(page as u32..(page + len) as u32);
-                }
-            } else {
-                let hits = (0..len).filter(|i| states.contains(&chunk.state(start + i)));
-                found.extend(hits.map(|i| (page + i) as u32));
-            }
-            page += len;
-        }
-        found
+        super::in_state(&self.chunks, pages.start..pages.end.min(self.pages()), states)
     }
 
     fn select(&self, keep: impl Fn(&PageView) -> bool) -> RoaringBitmap {

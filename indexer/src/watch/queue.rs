@@ -11,16 +11,21 @@
 //!   has returned.
 //! - *ready*: may be armed and read now.
 //! - *delayed*: a hot page, written again right after it was read. Chasing it would cost the guest a fault each time, so
-//!   it is left writable for 2, 4, 8 … ticks.
+//!   it is left writable for 1, 2, 4 … ticks.
 
 use std::{collections::HashMap, ops::Range};
 
 use roaring::RoaringBitmap;
 
+/// Highest heat: a delay of 64 ticks, about three seconds.
+const HOTTEST: u8 = 7;
 /// Slots of the wheel: the longest delay in ticks, plus one.
-const SLOTS: usize = 257;
-/// Highest heat: a delay of 2^8 ticks.
-const HOTTEST: u8 = 8;
+const SLOTS: usize = delay(HOTTEST) + 1;
+
+/// Ticks to leave a page alone that was written `heat` times soon after it was read.
+const fn delay(heat: u8) -> usize {
+    1 << (heat - 1)
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -112,7 +117,7 @@ impl Queue {
             if heat == 0 {
                 self.ready.insert(page);
             } else {
-                let slot = (self.now + (1 << heat)) % SLOTS;
+                let slot = (self.now + delay(heat)) % SLOTS;
                 self.wheel[slot].insert(page);
             }
         }
@@ -170,9 +175,13 @@ impl Queue {
         self.wheel.iter().fold(RoaringBitmap::new(), |all, slot| all | slot).len()
     }
 
-    /// Forgets everything: pages are numbered anew.
-    pub(super) fn clear(&mut self) {
-        *self = Self::new();
+    /// Forgets all pages from this one on: they are numbered anew.
+    pub(super) fn forget_from(&mut self, page: u32) {
+        let sets = self.awaited.iter_mut().chain(&mut self.recent).chain(&mut self.wheel);
+        for set in sets.chain([&mut self.discarding, &mut self.ready]) {
+            set.remove_range(page..);
+        }
+        self.heat.retain(|hot, _| *hot < page);
     }
 }
 
@@ -252,11 +261,25 @@ mod tests {
             queue.published(1..2);
             waits.push(ticks);
         }
-        assert_eq!(waits, [0, 2, 4, 8, 16, 32, 64, 128, 256, 256, 256, 256]);
+        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 64, 64, 64, 64, 64]);
         queue.rotate();
         queue.rotate();
         queue.written(&set(&[1]));
         assert!(queue.has_ready(), "a page that was quiet for long is read at once");
+    }
+
+    #[test]
+    fn what_is_in_flight_stays_so_when_other_pages_are_numbered_anew() {
+        let mut queue = Queue::new();
+        queue.marked(1..2);
+        queue.discarding(2..4);
+        queue.ready_run(0..10);
+        queue.forget_from(3);
+        assert_eq!(queue.take(10), set(&[0]));
+        assert_eq!(queue.all(), set(&[1, 2]));
+        queue.written(&set(&[1]));
+        queue.discards_done();
+        assert_eq!(queue.take(10), set(&[1, 2]));
     }
 
     proptest! {

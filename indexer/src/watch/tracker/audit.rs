@@ -15,7 +15,7 @@ use memdex_wire::page::PageState;
 use roaring::RoaringBitmap;
 
 use super::{Lost, Tracker, settle::Trouble};
-use crate::{map::MapSnapshot, watch::queue::runs};
+use crate::{map::MapSnapshot, units::PageRange, watch::queue::runs};
 
 /// Pages looked at between two looks at the marks.
 const WINDOW: u32 = 1 << 16;
@@ -178,7 +178,13 @@ impl Tracker {
         self.options.scan.max(self.full_scan_cost * 20)
     }
 
-    /// Marks pages as stale in the map.
+    /// Marks a run of pages as stale in the map.
+    pub(super) fn stale_run(&mut self, run: &PageRange) {
+        let newly = self.vm.map_mut().mark_stale(std::slice::from_ref(run));
+        self.vm.counters.pages_gone_stale.add(newly);
+    }
+
+    /// The same for a set.
     pub(super) fn stale(&mut self, pages: &RoaringBitmap) {
         let runs: Vec<_> = runs(pages).collect();
         if !runs.is_empty() {

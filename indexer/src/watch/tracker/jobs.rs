@@ -154,8 +154,8 @@ impl Tracker {
             return Ok((Some(Job::Sync(job)), false));
         }
         let region = self.region_of(batch.min().expect("not empty"));
-        let unsettled = self.settle(region, &batch)?;
         job.todo -= &batch;
+        let unsettled = self.settle(region, batch)?;
         if self.regions[region].readable() {
             job.again |= unsettled;
         }

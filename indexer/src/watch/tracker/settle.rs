@@ -2,14 +2,17 @@
 
 use std::ops::Range;
 
-use memdex_wire::Fingerprint;
+use memdex_wire::{Fingerprint, page::PageState};
 use rayon::prelude::*;
 use roaring::RoaringBitmap;
 
 use super::{Lost, Tracker, region::Watch};
 use crate::{
-    fingerprint::{Hasher, Page, pool::HashPool},
-    map::Content,
+    fingerprint::{
+        Hasher, Page,
+        pool::{HashPool, Pending},
+    },
+    map::{Change, Content, Place},
     memory::{MemoryError, RegionMemory},
     units::PageRange,
     watch::{
@@ -27,49 +30,150 @@ const IN_PLACE: u32 = 128;
 /// A scan for written pages bridges gaps of this many pages: a system call costs about as much as walking them.
 const SCAN_GAP: u32 = 64;
 
+/// A batch whose pages are armed and being read.
+#[derive(Debug)]
+struct Reading {
+    region: usize,
+    pages: RoaringBitmap,
+    /// The pages that hold anything, in order.
+    data: Vec<PageRange>,
+    /// Pages that could not be armed.
+    refused: RoaringBitmap,
+    digests: Pending<Result<Vec<Option<Fingerprint>>, MemoryError>>,
+}
+
 impl Tracker {
-    /// Settles `pages`, which lie in one region. Returns those whose bytes cannot be vouched for (written or marked
-    /// meanwhile, or not readable): they stay as they are.
-    pub(super) fn settle(&mut self, region: usize, pages: &RoaringBitmap) -> Result<RoaringBitmap, Lost> {
-        match self.try_settle(region, pages) {
-            Ok(unsettled) => Ok(unsettled),
-            Err(Trouble::Lost(lost)) => Err(lost),
-            Err(Trouble::Region(error)) => {
-                self.region_lost(region, &error);
-                Ok(pages.clone())
-            }
-            Err(Trouble::NotWatched) => {
-                self.region_not_watched(region)?;
-                Ok(pages.clone())
+    /// Settles ready pages until the next look at the marks is due. Returns whether there were any.
+    ///
+    /// While one batch is read and hashed by the pool, this thread arms the next one and publishes the one before. The marks
+    /// are not taken in between, so those set since a batch was armed are all still there when it is published.
+    pub(super) fn settle_ready(&mut self) -> Result<bool, Lost> {
+        let mut worked = false;
+        let mut reading: Option<Reading> = None;
+        loop {
+            let next = match self.next_batch() {
+                Some((region, pages)) if !worked || self.last_tick.elapsed() < self.options.tick => {
+                    worked = true;
+                    self.begin(region, pages)?
+                }
+                Some((_, pages)) => {
+                    self.queue.ready(&pages);
+                    None
+                }
+                None => None,
+            };
+            let Some(done) = std::mem::replace(&mut reading, next) else {
+                if reading.is_some() {
+                    continue;
+                }
+                return Ok(worked);
+            };
+            let region = done.region;
+            let (unsettled, trouble) = self.finish(done)?;
+            self.queue_unsettled(unsettled);
+            if trouble && let Some(next) = reading.take() {
+                // It may have been armed and read where something else is mapped now.
+                tracing::debug!(vm = %self.vm.id(), region, "reading a batch again");
+                self.queue.ready(&next.pages);
+                next.digests.discard();
             }
         }
     }
 
-    fn try_settle(&mut self, region: usize, pages: &RoaringBitmap) -> Result<RoaringBitmap, Trouble> {
+    /// The next ready pages that have to be read, all of one region.
+    fn next_batch(&mut self) -> Option<(usize, RoaringBitmap)> {
+        while self.queue.has_ready() {
+            let mut batch = self.queue.take(self.batch_pages());
+            let Some(first) = batch.min() else { continue };
+            let region = self.region_of(first);
+            let end = self.regions[region].range().end;
+            let mut rest = batch.clone();
+            rest.remove_range(..end);
+            batch.remove_range(end..);
+            self.queue.ready(&rest);
+            if self.regions[region].armed() {
+                // What became current in the meantime (a sync, a page queued twice) need not be read again.
+                let (from, to) = (first, batch.max().map_or(first, |last| last + 1));
+                batch &= self.vm.map().in_state(from..to, &[PageState::Stale]);
+            }
+            if !batch.is_empty() && self.regions[region].readable() {
+                return Some((region, batch));
+            }
+        }
+        None
+    }
+
+    /// Enough to keep every hashing thread busy, few enough to be done in some milliseconds.
+    fn batch_pages(&self) -> u32 {
+        PIECE * 2 * u32::try_from(self.shared.pool.threads()).unwrap_or(u32::MAX).clamp(1, 32)
+    }
+
+    /// What was written meanwhile has been queued by the scan; what was only marked waits for its write, which the next
+    /// look at the marks says. What could not be armed at all is tried again.
+    fn queue_unsettled(&mut self, unsettled: RoaringBitmap) {
+        if unsettled.is_empty() {
+            return;
+        }
+        let unqueued = unsettled - self.queue.all();
+        for run in runs(&unqueued) {
+            self.queue.marked(run);
+        }
+    }
+
+    /// Settles `pages`, which lie in one region, and waits for it. Returns those whose bytes cannot be vouched for (written or marked
+    /// meanwhile, or not readable): they stay as they are.
+    pub(super) fn settle(&mut self, region: usize, pages: RoaringBitmap) -> Result<RoaringBitmap, Lost> {
+        let all = pages.clone();
+        match self.begin(region, pages)? {
+            Some(reading) => Ok(self.finish(reading)?.0),
+            None => Ok(all),
+        }
+    }
+
+    /// The first half: arms the pages and lets the pool read them. `None` if they cannot be read now.
+    fn begin(&mut self, region: usize, pages: RoaringBitmap) -> Result<Option<Reading>, Lost> {
+        match self.try_begin(region, pages) {
+            Ok(reading) => Ok(reading),
+            Err((trouble, pages)) => {
+                self.trouble(region, trouble)?;
+                self.queue_unsettled(pages);
+                Ok(None)
+            }
+        }
+    }
+
+    fn try_begin(
+        &self,
+        region: usize,
+        pages: RoaringBitmap,
+    ) -> Result<Option<Reading>, (Trouble, RoaringBitmap)> {
         let watched = &self.regions[region];
         let Some(memory) = watched.memory.clone().filter(|_| watched.readable()) else {
-            return Ok(pages.clone());
+            return Ok(None);
         };
-        let armed = watched.armed();
 
         // Which pages hold anything. A hole needs no arming: any access puts an unprotected page there, which a scan
         // reports as written; and it must not be touched, or indexing would make the guest grow.
         let mut data = Vec::new();
         let mut found = Vec::new();
-        for run in runs(pages) {
+        let outcome = runs(&pages).try_for_each(|run| {
             found.clear();
             memory.data(&self.pagemap, watched.relative(&run), &mut found)?;
             data.extend(found.iter().map(|run| watched.first_page + run.start..watched.first_page + run.end));
+            Ok::<_, MemoryError>(())
+        });
+        if let Err(error) = outcome {
+            return Err((error.into(), pages));
         }
 
         // 1. Arm.
         let mut refused = RoaringBitmap::new();
-        if armed {
+        if watched.armed() {
             for run in &data {
                 if let Err(error) = self.arm(region, run) {
                     tracing::debug!(vm = %self.vm.id(), ?run, %error, "could not arm");
                     if !self.userfault_works(region) {
-                        return Err(Trouble::NotWatched);
+                        return Err((Trouble::NotWatched, pages));
                     }
                     refused.insert_range(run.clone());
                 }
@@ -78,13 +182,38 @@ impl Tracker {
 
         // 2. Read and hash.
         let relative: Vec<_> = data.iter().map(|run| watched.relative(run)).collect();
-        let digests = digest(&self.shared.pool, &memory, &relative)?;
+        let digests = self.shared.pool.start(move || digest_parallel(&memory, &relative));
+        Ok(Some(Reading { region, pages, data, refused, digests }))
+    }
+
+    /// The second half: waits for the digests, checks and publishes. Returns the pages that could not be settled, and whether the
+    /// region turned out not to be what it was.
+    fn finish(&mut self, reading: Reading) -> Result<(RoaringBitmap, bool), Lost> {
+        let Reading { region, pages, data, refused, digests } = reading;
+        match self.try_finish(region, &pages, &data, refused, digests) {
+            Ok(unsettled) => Ok((unsettled, false)),
+            Err(trouble) => {
+                self.trouble(region, trouble)?;
+                Ok((pages, true))
+            }
+        }
+    }
+
+    fn try_finish(
+        &mut self,
+        region: usize,
+        pages: &RoaringBitmap,
+        data: &[PageRange],
+        refused: RoaringBitmap,
+        digests: Pending<Result<Vec<Option<Fingerprint>>, MemoryError>>,
+    ) -> Result<RoaringBitmap, Trouble> {
+        let digests = digests.wait()?;
         self.vm.counters.pages_read.add(digests.len() as u64);
 
         // 3. Check.
         let mut doubtful = refused;
         let mut written = RoaringBitmap::new();
-        if armed {
+        if self.regions[region].armed() {
             self.scan_written(region, pages, &mut written)?;
             written &= pages;
             doubtful |= &written;
@@ -97,7 +226,7 @@ impl Tracker {
 
         // 4. Publish.
         let published = pages - &doubtful;
-        self.publish(pages, &doubtful, &data, &digests);
+        self.publish(pages, &doubtful, data, &digests);
         for run in runs(&published) {
             self.queue.published(run);
         }
@@ -107,6 +236,15 @@ impl Tracker {
             self.note_progress();
         }
         Ok(doubtful)
+    }
+
+    fn trouble(&mut self, region: usize, trouble: Trouble) -> Result<(), Lost> {
+        match trouble {
+            Trouble::Lost(lost) => return Err(lost),
+            Trouble::Region(error) => self.region_lost(region, &error),
+            Trouble::NotWatched => self.region_not_watched(region)?,
+        }
+        Ok(())
     }
 
     fn publish(
@@ -136,6 +274,19 @@ impl Tracker {
         drop(map);
         self.follow(&changes);
         self.changes = changes;
+    }
+
+    /// Keeps the reverse index in step with the map.
+    pub(super) fn follow(&self, changes: &[Change]) {
+        for change in changes {
+            let place = Place { map: self.vm.map_id(), page: change.page };
+            if let Some(before) = &change.before {
+                self.shared.index.remove(before, place);
+            }
+            if let Some(after) = &change.after {
+                self.shared.index.insert(after, place);
+            }
+        }
     }
 
     fn arm(&self, region: usize, pages: &PageRange) -> Result<(), crate::watch::userfault::ArmError> {
@@ -253,9 +404,16 @@ pub(super) fn digest(
     memory: &RegionMemory,
     runs: &[PageRange],
 ) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
+    pool.install(|| digest_parallel(memory, runs))
+}
+
+/// The same, called on a thread of the pool.
+fn digest_parallel(
+    memory: &RegionMemory,
+    runs: &[PageRange],
+) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
     let pieces = pieces(runs);
-    let parts: Result<Vec<_>, _> =
-        pool.install(|| pieces.par_iter().map(|piece| digest_piece(memory, piece)).collect());
+    let parts: Result<Vec<_>, _> = pieces.par_iter().map(|piece| digest_piece(memory, piece)).collect();
     let mut parts = parts?;
     if parts.len() == 1 {
         return Ok(parts.swap_remove(0));

@@ -1,0 +1,86 @@
+//! The regions of a VM come and go: numbering their pages, keeping what stays the same.
+
+use std::{sync::Arc, time::Instant};
+
+use memdex_wire::{event::Event, page::PageState};
+
+use super::{Tracker, region::Watched};
+use crate::{map::Layout, vm::descriptor::VmDescriptor};
+
+impl Tracker {
+    /// Discovery found the VM changed: keep what is the same, begin anew with the rest.
+    pub(super) fn changed(&mut self, descriptor: Arc<VmDescriptor>) {
+        let same = self
+            .regions
+            .iter()
+            .zip(&descriptor.regions)
+            .take_while(|(old, new)| old.region == **new && old.readable())
+            .count();
+        let relaid = same < self.regions.len() || same < descriptor.regions.len();
+        let slots = self.descriptor.memslots != descriptor.memslots;
+        self.descriptor = descriptor;
+        if relaid {
+            self.abandon_jobs();
+            self.lay_out(same);
+            self.shared.announce(Event::LayoutChanged {
+                vm: self.vm.id().to_owned(),
+                pages: u64::from(self.vm.map().pages()),
+            });
+        } else if slots {
+            self.watch_marks();
+        }
+        self.update_status();
+    }
+
+    /// Opens all regions from the `keep`-th on and numbers their pages.
+    pub(super) fn lay_out(&mut self, keep: usize) {
+        if let Ok(userfault) = &self.userfault {
+            for gone in self.regions.iter().skip(keep).filter(|gone| gone.armed()) {
+                // The mapping may be gone with its registration; then there is nothing to undo.
+                let _ = userfault.unregister(gone.region.start..gone.region.end());
+            }
+        }
+        self.regions.truncate(keep);
+        let layout = Arc::new(Layout::of(&self.descriptor.regions));
+        let kept = self.regions.last().map_or(0, |last| last.range().end);
+        for (region, place) in self.descriptor.regions.iter().zip(layout.regions()).skip(keep) {
+            let userfault = self.userfault.as_ref().map_err(String::as_str);
+            self.regions.push(Watched::open(self.process, region.clone(), place.first_page, userfault));
+        }
+        let pages = layout.pages();
+        let changes = self.vm.map_mut().relayout(layout, kept);
+        self.follow(&changes);
+        if self.unseen.is_empty() {
+            self.pass_began = Instant::now();
+        }
+        self.unseen.remove_range(kept..);
+        self.unseen.insert_range(kept..pages);
+        // Of the pages that stay, what is awaited or being discarded stays so: reading them early would miss the write.
+        self.queue.forget_from(kept);
+        self.watch_marks();
+        // A discard that entered under the old numbers may still be on its way to pages that have new ones.
+        for watched in self.regions.iter().skip(keep) {
+            self.queue.discarding(watched.range());
+        }
+        self.full_scan_wanted = true;
+        let stale = self.vm.map().in_state(0..u32::MAX, &[PageState::Stale]);
+        let unqueued = stale - self.queue.all();
+        self.queue.ready(&unqueued);
+        self.update_status();
+        self.share_memory();
+    }
+
+    /// Lets readers of content at the regions as they are now.
+    pub(super) fn share_memory(&self) {
+        let memory = self.regions.iter().filter_map(|watched| {
+            let memory = watched.memory.clone().filter(|_| watched.readable())?;
+            Some((watched.range(), memory))
+        });
+        self.vm.set_memory(memory.collect());
+    }
+
+    pub(super) fn region_of(&self, page: u32) -> usize {
+        let after = self.regions.partition_point(|region| region.first_page <= page);
+        after.saturating_sub(1)
+    }
+}

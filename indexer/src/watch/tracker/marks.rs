@@ -1,0 +1,106 @@
+//! What eBPF said: taking the marks, and laying them out for the regions as they are.
+
+use std::time::Instant;
+
+use super::Tracker;
+use crate::{
+    units::PageRange,
+    vm::descriptor::Backing,
+    watch::ebpf::{MarkLayout, MarkRegion, Marks, RamFile},
+};
+
+impl Tracker {
+    /// Takes what eBPF has seen since the last time: stale from now on.
+    pub(super) fn take_marks(&mut self) {
+        let Some(marks) = &mut self.marks else {
+            // Nobody tells of discards, so none is known to be in flight.
+            self.queue.discards_done();
+            return;
+        };
+        let (mut written, mut discarded) = (Vec::new(), Vec::new());
+        let taken = marks.take(&mut written, &mut discarded);
+        // Marks of a layout that has just been replaced may name pages that are no more.
+        let pages = self.vm.map().pages();
+        for run in written.iter_mut().chain(&mut discarded) {
+            *run = run.start.min(pages)..run.end.min(pages);
+        }
+        if !written.is_empty() || !discarded.is_empty() {
+            let newly = {
+                let mut map = self.vm.map_mut();
+                map.mark_stale(&written) + map.mark_stale(&discarded)
+            };
+            self.vm.counters.pages_gone_stale.add(newly);
+            let count = |runs: &[PageRange]| runs.iter().map(|run| run.len() as u64).sum();
+            self.vm.counters.marks_written.add(count(&written));
+            self.vm.counters.marks_discarded.add(count(&discarded));
+        }
+        for run in written {
+            self.queue.marked(run);
+        }
+        for run in discarded {
+            self.queue.discarding(run);
+        }
+        self.slots_moved |= taken.layout_stale;
+        if taken.overflowed {
+            self.vm.counters.mark_overflows.add(1);
+            self.full_scan_wanted = true;
+        }
+        if taken.discards_overflowed {
+            self.vm.counters.mark_overflows.add(1);
+            self.everything_discarded();
+        }
+        if self.queue.awaits_discards() && self.marks.as_ref().is_none_or(Marks::discards_quiescent) {
+            self.queue.discards_done();
+        }
+    }
+
+    /// A discard that could not be told to pages: every page may have been thrown away.
+    pub(super) fn everything_discarded(&mut self) {
+        for region in 0..self.regions.len() {
+            let range = self.regions[region].range();
+            self.stale_run(&range);
+            self.queue.discarding(range);
+        }
+    }
+
+    /// (Re)starts the eBPF marks with the regions and memslots as they are now.
+    pub(super) fn watch_marks(&mut self) {
+        let regions = self.regions.iter().map(|watched| MarkRegion {
+            start: watched.region.start,
+            len: watched.region.len,
+            first_page: watched.first_page,
+            file: match watched.region.backing {
+                Backing::SharedFile { device, inode, offset, .. } => Some(RamFile { device, inode, offset }),
+                Backing::PrivateFile { .. } | Backing::Anonymous => None,
+            },
+        });
+        let layout = MarkLayout {
+            regions: regions.collect(),
+            memslots: self.descriptor.memslots.clone(),
+            pages: self.vm.map().pages(),
+        };
+        match self.shared.hooks.track(self.process.pid, &layout) {
+            Ok(marks) => {
+                // The old marks have been kept until the new ones were in place, so no event fell between them.
+                self.take_marks();
+                (self.marks, self.marks_missing) = (Some(marks), None);
+            }
+            Err(error) => {
+                tracing::debug!(vm = %self.vm.id(), %error, "no eBPF marks");
+                self.take_marks();
+                self.marks_missing = Some(error.to_string());
+                if self.marks.take().is_some() {
+                    // Whatever is being thrown away right now, nobody will tell us when it is done.
+                    self.everything_discarded();
+                    self.queue.discards_done();
+                }
+            }
+        }
+        self.last_watched = Instant::now();
+    }
+
+    /// Whether eBPF tells of every write that takes a fault, so that scans need to look only where it points.
+    pub(super) fn marks_see_writes(&self) -> bool {
+        self.marks.is_some() && self.shared.hooks.faults_attached()
+    }
+}

@@ -1,0 +1,103 @@
+//! What the world is told of a VM: how it is tracked, how far the first pass is, what was found wrong.
+
+use std::time::{Duration, Instant};
+
+use memdex_wire::{
+    event::Event,
+    page::PageState,
+    vm::{IndexProgress, Tracking, Witness, WitnessStatus},
+};
+
+use super::{Tracker, region::Watched};
+use crate::host::Status;
+
+impl Tracker {
+    pub(super) fn update_status(&mut self) {
+        let mut reasons = self.descriptor.doubts.clone();
+        for watched in &self.regions {
+            let coverage = watched.coverage();
+            if let Some(reason) = coverage.reason {
+                let reason = format!("region {}: {reason}", coverage.region);
+                if !reasons.contains(&reason) {
+                    reasons.push(reason);
+                }
+            }
+        }
+        if self.regions.is_empty() {
+            reasons.push("no guest memory was found in this process".to_owned());
+        }
+        if self.userfault.is_ok() && (self.marks.is_none() || !self.shared.hooks.discards_attached()) {
+            reasons.push(
+                "discarded memory (balloon) is only noticed late: the eBPF hooks on discards are not attached".to_owned(),
+            );
+        }
+        let tracking = if reasons.is_empty() { Tracking::Exact } else { Tracking::Advisory };
+        let status = Status {
+            tracking,
+            reasons: reasons.clone(),
+            witnesses: self.witnesses(),
+            coverage: self.regions.iter().map(Watched::coverage).collect(),
+        };
+        if self.vm.set_status(status) {
+            self.shared.announce(Event::TrackingChanged { vm: self.vm.id().to_owned(), tracking, reasons });
+        }
+    }
+
+    fn witnesses(&self) -> Vec<Witness> {
+        let witness = |name: &str, reason: Option<&str>| Witness {
+            name: name.to_owned(),
+            status: if reason.is_none() { WitnessStatus::Active } else { WitnessStatus::Unavailable },
+            reason: reason.map(str::to_owned),
+        };
+        let mut witnesses = vec![witness("write-protect", self.userfault.as_ref().err().map(String::as_str))];
+        for hook in self.shared.hooks.status() {
+            let reason = hook.reason.as_deref().or(self.marks_missing.as_deref());
+            witnesses.push(witness(hook.name, reason));
+        }
+        if self.regions.iter().any(|watched| watched.readable() && !watched.armed()) {
+            witnesses.push(witness("rehash", None));
+        }
+        witnesses
+    }
+
+    /// Says how far the first pass is.
+    pub(super) fn note_progress(&mut self) {
+        let left = self.unseen.len();
+        if left > 0 {
+            self.pass_took = None;
+        } else if self.pass_took.is_none() {
+            self.pass_took = Some(self.pass_began.elapsed());
+            // Growing the reverse index left the smaller tables behind.
+            crate::heap::give_back();
+        }
+        let total = u64::from(self.vm.map().pages());
+        let elapsed_ms = self.pass_took.unwrap_or_else(|| self.pass_began.elapsed()).as_millis() as u64;
+        self.vm.set_progress(IndexProgress { done: total - left, total, elapsed_ms });
+    }
+
+    /// Tells the world at most once a second that the map moved on.
+    pub(super) fn announce(&mut self) {
+        let (last, told) = self.last_event;
+        if last.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        let (generation, pages) = {
+            let map = self.vm.map();
+            (map.generation().0, map.counts())
+        };
+        if generation != told {
+            self.last_event = (Instant::now(), generation);
+            self.shared.announce(Event::MapChanged { vm: self.vm.id().to_owned(), generation, pages });
+        }
+    }
+
+    pub(super) fn report_mismatch(&self, region: usize, page: u32, state: PageState) {
+        let watched = &self.regions[region];
+        self.vm.counters.mismatches.add(1);
+        tracing::error!(
+            vm = %self.vm.id(), region = watched.region.name, page, ?state,
+            "a page differs from what the map says and nobody saw it written; it is stale now"
+        );
+        self.shared.announce(Event::Mismatch { vm: self.vm.id().to_owned(), page: u64::from(page) });
+    }
+}
