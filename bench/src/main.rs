@@ -10,6 +10,7 @@ mod first_index;
 mod freshness;
 mod hashing;
 mod idle;
+mod plain;
 mod vmm;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
     if wanted(&["hash_batch_over_single"]) {
         hashing::measure(&mut figures);
     }
-    if wanted(&["first_index_over_hash", "daemon_bytes_per_page"]) {
+    if wanted(&["first_index_over_hash", "first_index_over_file_hash", "daemon_bytes_per_page"]) {
         first_index::measure(&mut figures);
     }
     if wanted(&["freshness_p99_ms"]) {

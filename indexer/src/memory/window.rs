@@ -54,10 +54,11 @@ impl Window {
         userfault::register_missing(missing, start..start + len).ok()?;
         // SAFETY: the mapping was made above and is ours alone; `Drop` ends the guard before it unmaps.
         window.guard = Some(unsafe { Guard::new(start..start + len) }?);
-        // One call instead of a fault per 16 pages. It stops at the first hole, and the rest comes by faults: right, only slower.
+        // Without this, unmapping counts every page as used just now, and moves it to the list of the pages that are reclaimed last: a
+        // lock and a walk for each, and the host would take for hot whatever was indexed.
         //
-        // SAFETY: reads a mapping of ours into the page table.
-        let _ = unsafe { madvise(address, len, Advice::LinuxPopulateRead) };
+        // SAFETY: a hint for a mapping of ours.
+        let _ = unsafe { madvise(address, len, Advice::Random) };
         Some(window)
     }
 

@@ -124,11 +124,12 @@ impl Tracker {
 
     /// Scans for written pages: what is awaited, now and then what was published lately; everything if eBPF does not say
     /// what is written.
-    pub(super) fn scan(&mut self) -> Result<(), Lost> {
+    pub(super) fn scan(&mut self, last_chance: bool) -> Result<(), Lost> {
         let mut steered = self.queue.awaited();
-        if self.last_recheck.elapsed() >= RECHECK {
+        // Seldom enough to cost a few per cent of a core: during the first pass nearly every page is recent.
+        let recheck = last_chance || self.last_recheck.elapsed() >= RECHECK.max(self.recheck_cost * 20);
+        if recheck {
             steered |= self.queue.recent();
-            self.last_recheck = Instant::now();
         }
         let everything = !self.marks_see_writes() && self.last_full_scan.elapsed() >= self.scan_interval();
         let full = everything || std::mem::take(&mut self.full_scan_wanted);
@@ -165,6 +166,10 @@ impl Tracker {
             };
             self.stale(&fresh);
             self.queue.written(&fresh);
+        }
+        if recheck {
+            self.recheck_cost = began.elapsed();
+            self.last_recheck = Instant::now();
         }
         if full {
             self.full_scan_cost = began.elapsed();

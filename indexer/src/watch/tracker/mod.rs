@@ -135,6 +135,7 @@ pub(crate) struct Tracker {
     last_event: (Instant, u64),
     audit_cost: Duration,
     full_scan_cost: Duration,
+    recheck_cost: Duration,
 }
 
 impl Tracker {
@@ -186,6 +187,7 @@ impl Tracker {
             last_event: (now, 0),
             audit_cost: Duration::ZERO,
             full_scan_cost: Duration::ZERO,
+            recheck_cost: Duration::ZERO,
         };
         tracker.lay_out(0);
         Ok(tracker)
@@ -231,7 +233,7 @@ impl Tracker {
             // A sync waits for a discard to return or a write to land: that takes microseconds, not a tick.
             std::thread::sleep(Duration::from_millis(1));
             self.take_marks();
-            self.scan()?;
+            self.scan(false)?;
         }
         Ok(())
     }
@@ -239,18 +241,20 @@ impl Tracker {
     fn tick(&mut self) -> Result<(), Lost> {
         self.last_tick = Instant::now();
         self.queue.tick();
-        if self.last_rotation.elapsed() >= ROTATION {
-            self.last_rotation = Instant::now();
-            self.queue.rotate();
-            self.vm.counters.hot_pages.set(self.queue.hot());
-        }
         self.take_marks();
         if self.slots_moved && self.last_watched.elapsed() >= REWATCH {
             self.slots_moved = false;
             self.watch_marks();
             self.full_scan_wanted = true;
         }
-        self.scan()?;
+        // A rotation drops pages from those that are scanned again: each gets its last look before.
+        let rotating = self.last_rotation.elapsed() >= ROTATION;
+        self.scan(rotating)?;
+        if rotating {
+            self.last_rotation = Instant::now();
+            self.queue.rotate();
+            self.vm.counters.hot_pages.set(self.queue.hot());
+        }
         if self.last_audit.elapsed() >= self.audit_interval() {
             self.audit()?;
             self.last_audit = Instant::now();
