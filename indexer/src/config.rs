@@ -283,6 +283,18 @@ mod tests {
     }
 
     #[test]
+    fn the_example_file_is_understood_with_and_without_its_settings() {
+        let example = include_str!("../../dist/memdexd.toml");
+        assert_eq!(from_toml(example).unwrap().listen, [HostUrl::default()]);
+        let setting =
+            |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
+        let set = example.lines().map(setting).collect::<Vec<_>>().join("\n");
+        let config = from_toml(&set).unwrap();
+        assert_eq!((config.listen.len(), config.hash_threads, config.peers.len()), (2, 2, 1));
+        assert!(config.tls.ca.is_some());
+    }
+
+    #[test]
     fn a_full_file_is_understood() {
         let config = from_toml(
             r#"

@@ -36,7 +36,7 @@ pub(crate) fn main(arguments: &Arguments) -> Outcome {
     let folder = target().join(if arguments.debug { "debug" } else { "release" });
     eprintln!("demo: building (some minutes the first time)");
     let mut build = cargo();
-    build.args(["build", "--locked", "--quiet"]);
+    build.args(["build", "--locked"]);
     if !arguments.debug {
         build.arg("--release");
     }

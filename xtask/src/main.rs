@@ -7,6 +7,7 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+mod dist;
 mod setup;
 mod test;
 mod workspace;
@@ -39,6 +40,7 @@ enum Task {
     Demo(demo::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Dist(dist::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::main(&arguments),
         Task::Test(arguments) => test::main(&arguments),
         Task::Bench(arguments) => bench::main(&arguments),
+        Task::Dist(arguments) => dist::main(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
