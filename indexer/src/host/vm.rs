@@ -9,13 +9,13 @@ use memdex_wire::{
     PAGE_SIZE,
     job::{SyncReport, VerifyReport},
     page::PageState,
-    vm::{IndexProgress, RegionCoverage, Tracking, VmInfo, Witness},
+    vm::{CoverageStatus, IndexProgress, RegionCoverage, Tracking, VmInfo, Witness},
 };
 use tokio::sync::oneshot;
 
 use crate::{
     fingerprint::Page,
-    map::{Layout, MapId, MapSnapshot, PageMap},
+    map::{Layout, LayoutRegion, MapId, MapSnapshot, PageMap},
     memory::RegionMemory,
     metrics::VmCounters,
     units::{Generation, PageRange, bytes},
@@ -47,6 +47,19 @@ pub(crate) struct Status {
     pub(crate) reasons: Vec<String>,
     pub(crate) witnesses: Vec<Witness>,
     pub(crate) coverage: Vec<RegionCoverage>,
+}
+
+/// Coverage before the tracker has looked at anything.
+fn beginning(layout: &Layout) -> Vec<RegionCoverage> {
+    let region = |region: &LayoutRegion| RegionCoverage {
+        region: region.name.clone(),
+        first_page: u64::from(region.first_page),
+        pages: u64::from(region.pages),
+        offset: region.offset,
+        status: CoverageStatus::Advisory,
+        reason: Some("tracking is just beginning".to_owned()),
+    };
+    layout.regions().iter().map(region).collect()
 }
 
 /// Memory of the regions by their page numbers.
@@ -84,13 +97,13 @@ impl Vm {
             name: descriptor.name.clone(),
             process: descriptor.process,
             map_id,
-            map: RwLock::new(PageMap::new(layout)),
             status: RwLock::new(Status {
                 tracking: Tracking::Advisory,
                 reasons: vec!["tracking is just beginning".to_owned()],
                 witnesses: Vec::new(),
-                coverage: Vec::new(),
+                coverage: beginning(&layout),
             }),
+            map: RwLock::new(PageMap::new(layout)),
             memory: RwLock::default(),
             progress: Mutex::new(IndexProgress { total: descriptor.pages(), ..IndexProgress::default() }),
             descriptor: RwLock::new(descriptor),

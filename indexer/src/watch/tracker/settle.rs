@@ -329,9 +329,7 @@ impl Tracker {
 
     /// The VMM mapped something else where a region was: nothing known of it holds.
     pub(super) fn region_not_watched(&mut self, region: usize) -> Result<(), Lost> {
-        let watched = &self.regions[region];
-        let (name, range) = (watched.region.name.clone(), watched.range());
-        tracing::warn!(vm = %self.vm.id(), region = name, "the VMM mapped this region anew; reading all of it again");
+        let range = self.regions[region].range();
         self.vm.counters.regions_remapped.add(1);
         self.stale_run(&range);
         let watched = &self.regions[region];
@@ -347,10 +345,16 @@ impl Tracker {
         let watched = &mut self.regions[region];
         match renewed {
             Ok(memory) => {
+                let name = &watched.region.name;
+                tracing::warn!(vm = %self.vm.id(), region = name, "the VMM mapped this region anew; reading all of it again");
                 watched.memory = Some(memory);
                 self.queue.ready_run(range);
             }
-            Err(reason) => watched.watch = Watch::Unreadable(reason),
+            Err(reason) => {
+                // The VMM is ending, or took the region away: the next sweep says which.
+                tracing::debug!(vm = %self.vm.id(), region = watched.region.name, reason, "a region is gone");
+                watched.watch = Watch::Unreadable(reason);
+            }
         }
         self.update_status();
         self.share_memory();
