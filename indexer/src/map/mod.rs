@@ -174,19 +174,28 @@ impl PageMap {
     /// The pages of a run that are in one of the given states.
     #[must_use]
     pub fn in_state(&self, pages: PageRange, states: &[PageState]) -> RoaringBitmap {
-        in_state(&self.chunks, pages.start..pages.end.min(self.pages()), states)
+        let mut found = RoaringBitmap::new();
+        let (mut page, end) = (pages.start as usize, pages.end.min(self.pages()) as usize);
+        while page < end {
+            let (chunk, start) = (&self.chunks[page / CHUNK_PAGES], page % CHUNK_PAGES);
+            let len = (CHUNK_PAGES - start).min(end - page);
+            if let Some(state) = chunk.uniform_state() {
+                if states.contains(&state) {
+                    found.insert_range(page as u32..(page + len) as u32);
+                }
+            } else {
+                let hits = (0..len).filter(|i| states.contains(&chunk.state(start + i)));
+                found.extend(hits.map(|i| (page + i) as u32));
+            }
+            page += len;
+        }
+        found
     }
 
     /// A consistent picture of this moment.
     #[must_use]
     pub fn snapshot(&self) -> MapSnapshot {
-        MapSnapshot::new(
-            Arc::clone(&self.layout),
-            self.chunks.clone(),
-            self.counts,
-            self.generation,
-            self.layout_since,
-        )
+        MapSnapshot::new(self.clone())
     }
 
     /// Makes every block that only this map holds as small as it can be. Cheap enough for now and then.
@@ -223,25 +232,6 @@ impl PageMap {
             page += len;
         }
     }
-}
-
-fn in_state(chunks: &[Chunk], pages: PageRange, states: &[PageState]) -> RoaringBitmap {
-    let mut found = RoaringBitmap::new();
-    let (mut page, end) = (pages.start as usize, pages.end as usize);
-    while page < end {
-        let (chunk, start) = (&chunks[page / CHUNK_PAGES], page % CHUNK_PAGES);
-        let len = (CHUNK_PAGES - start).min(end - page);
-        if let Some(state) = chunk.uniform_state() {
-            if states.contains(&state) {
-                found.insert_range(page as u32..(page + len) as u32);
-            }
-        } else {
-            let hits = (0..len).filter(|i| states.contains(&chunk.state(start + i)));
-            found.extend(hits.map(|i| (page + i) as u32));
-        }
-        page += len;
-    }
-    found
 }
 
 #[cfg(test)]

@@ -88,3 +88,24 @@ fn discarded(runs: &[Range<u32>]) -> All {
 fn one(page: u32) -> Range<u32> {
     page..page + 1
 }
+
+/// The first write to a page by a command of the VMM marks that page and no other; further ones and reads mark nothing.
+fn a_first_write_marks_its_page(verb: &str) {
+    let mut vmm = Vmm::start(2000);
+    let mut marks = hooks().track(vmm.pid(), &layout(&vmm)).unwrap();
+    assert_eq!(take(&mut marks), All::default());
+    for page in [7, 8, 1023, 1999] {
+        vmm.tell(&format!("{verb} {page}"));
+    }
+    assert!(marks.any(1999..2000) && marks.any(0..8) && !marks.any(9..1023));
+    assert_eq!(take(&mut marks), written(&[7..9, one(1023), one(1999)]));
+    assert_eq!(take(&mut marks), All::default(), "a mark is taken once");
+    assert!(!marks.any(0..2000));
+
+    // The pages are writable now: no fault, no mark. Reads make none either.
+    for page in [7, 8] {
+        vmm.tell(&format!("{verb} {page}"));
+    }
+    vmm.tell("read 100");
+    assert_eq!(take(&mut marks), All::default());
+}

@@ -96,6 +96,11 @@ impl Tracker {
                 let (from, to) = (first, batch.max().map_or(first, |last| last + 1));
                 batch &= self.vm.map().in_state(from..to, &[PageState::Stale]);
             }
+            // A page with a mark that nobody has taken yet must not be armed: the next scan could not see any more that it was written,
+            // and would wait for a write that has long landed.
+            let marked = self.with_marks(&batch);
+            self.queue.postpone(&marked);
+            batch -= marked;
             if !batch.is_empty() && self.regions[region].readable() {
                 return Some((region, batch));
             }
@@ -108,15 +113,12 @@ impl Tracker {
         PIECE * 2 * u32::try_from(self.shared.pool.threads()).unwrap_or(u32::MAX).clamp(1, 32)
     }
 
-    /// What was written meanwhile has been queued by the scan; what was only marked waits for its write, which the next
-    /// look at the marks says. What could not be armed at all is tried again.
+    /// What was written meanwhile has been queued by the scan. What was only marked, or could not be armed, has its turn after
+    /// the next look at the marks.
     fn queue_unsettled(&mut self, unsettled: RoaringBitmap) {
-        if unsettled.is_empty() {
-            return;
-        }
-        let unqueued = unsettled - self.queue.all();
-        for run in runs(&unqueued) {
-            self.queue.marked(run);
+        if !unsettled.is_empty() {
+            let unqueued = unsettled - self.queue.all();
+            self.queue.postpone(&unqueued);
         }
     }
 
@@ -218,11 +220,7 @@ impl Tracker {
             written &= pages;
             doubtful |= &written;
         }
-        if let Some(marks) = &self.marks {
-            for run in runs(pages).filter(|run| marks.any(run.clone())) {
-                doubtful.extend(run.filter(|page| marks.any(*page..page + 1)));
-            }
-        }
+        doubtful |= self.with_marks(pages);
 
         // 4. Publish.
         let published = pages - &doubtful;
@@ -245,6 +243,13 @@ impl Tracker {
             Trouble::NotWatched => self.region_not_watched(region)?,
         }
         Ok(())
+    }
+
+    /// Those of `pages` that eBPF has marked since the marks were last taken.
+    fn with_marks(&self, pages: &RoaringBitmap) -> RoaringBitmap {
+        let Some(marks) = &self.marks else { return RoaringBitmap::new() };
+        let runs = runs(pages).filter(|run| marks.any(run.clone()));
+        runs.flatten().filter(|page| marks.any(*page..page + 1)).collect()
     }
 
     fn publish(
