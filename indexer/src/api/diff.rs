@@ -116,7 +116,8 @@ fn distinct(
     passes: u64,
 ) -> (Vec<Fingerprint>, Vec<u32>) {
     let share = hasher.clone();
-    let mut seen: HashMap<Fingerprint, u32, RandomState> = HashMap::with_hasher(hasher);
+    let most = snapshot.counts().current.div_ceil(passes.max(1)) as usize;
+    let mut seen: HashMap<Fingerprint, u32, RandomState> = HashMap::with_capacity_and_hasher(most, hasher);
     for fingerprint in snapshot.current_fingerprints() {
         // The high bits choose the pass, so that the table's use of the low ones is not disturbed.
         if passes == 1 || (share.hash_one(fingerprint) >> 32) % passes == pass {

@@ -3,6 +3,7 @@
 #![expect(clippy::single_range_in_vec_init, reason = "lists of runs, some with one")]
 
 mod attach;
+mod conditions;
 mod qemu;
 mod tracking;
 mod victim;
