@@ -62,13 +62,10 @@ impl ApiError {
                 Code::Unavailable,
                 format!("too many others wait for a {what} of {vm} already: try again in a moment"),
             ),
-            JobError::Failed(why) => {
-                tracing::error!(vm, what, why, "work on a VM failed");
-                Self::new(
-                    Code::Internal,
-                    format!("the {what} of {vm} failed: {why}; the daemon's log says more"),
-                )
-            }
+            JobError::Changed => Self::new(
+                Code::Unavailable,
+                format!("the memory layout of {vm} changed during the {what} (a hotplug): try again"),
+            ),
         }
     }
 }

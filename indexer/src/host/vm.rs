@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Why a job has no answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JobError {
     /// The VM ended.
     #[error("the VM has ended")]
@@ -35,9 +35,9 @@ pub enum JobError {
     /// Too many jobs wait for this VM.
     #[error("too many jobs wait for this VM: try again in a moment")]
     Busy,
-    /// Something else, in words.
-    #[error("{0}")]
-    Failed(String),
+    /// The pages were numbered anew.
+    #[error("the VM's memory layout changed meanwhile: try again")]
+    Changed,
 }
 
 /// How well a VM is watched.

@@ -91,6 +91,12 @@ impl PageMap {
         self.generation
     }
 
+    /// The generation of what is published next.
+    #[must_use]
+    pub fn next_generation(&self) -> Generation {
+        Generation(self.generation.0 + 1)
+    }
+
     /// Number of pages in each state.
     #[must_use]
     pub fn counts(&self) -> PageCounts {
@@ -128,8 +134,15 @@ impl PageMap {
     /// Publishes what was read: `contents[i]` for page `first + i`, `None` for a page that could not be settled and
     /// stays as it is. The caller has to have kept the order *arm, read, hash, check* — see [`crate::watch`].
     /// Appends to `changes` what the reverse index must follow.
-    pub fn publish(&mut self, first: u32, contents: &[Option<Content>], changes: &mut Vec<Change>) {
-        let generation = Generation(self.generation.0 + 1);
+    ///
+    /// `generation` is what [`PageMap::next_generation`] said: once for all runs of a batch, however scattered they are.
+    pub fn publish(
+        &mut self,
+        generation: Generation,
+        first: u32,
+        contents: &[Option<Content>],
+        changes: &mut Vec<Change>,
+    ) {
         let mut counts = self.counts;
         let mut touched = false;
         let end = first + contents.len() as u32;

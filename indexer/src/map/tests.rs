@@ -112,13 +112,13 @@ proptest! {
                 Step::Publish(first, mut contents) => {
                     contents.truncate(model.len().saturating_sub(first as usize));
                     let mut changes = Vec::new();
-                    map.publish(first, &contents, &mut changes);
+                    map.publish(map.next_generation(), first, &contents, &mut changes);
                     apply(&mut model, first, &contents, map.generation(), &changes)?;
                 }
                 Step::Fill(content) => {
                     let contents = vec![Some(content); model.len()];
                     let mut changes = Vec::new();
-                    map.publish(0, &contents, &mut changes);
+                    map.publish(map.next_generation(), 0, &contents, &mut changes);
                     apply(&mut model, 0, &contents, map.generation(), &changes)?;
                 }
                 Step::Compact => map.compact(),
@@ -185,11 +185,11 @@ fn changed_since_names_exactly_what_changed_and_what_is_in_doubt() {
     let mut map = PageMap::new(layout(2000));
     let mut changes = Vec::new();
     let content = |n| Some(Content::Fingerprint(Fingerprint::new([n; 32])));
-    map.publish(0, &vec![Some(Content::Zero); 2000], &mut changes);
-    map.publish(10, &[content(1), content(2)], &mut changes);
+    map.publish(map.next_generation(), 0, &vec![Some(Content::Zero); 2000], &mut changes);
+    map.publish(map.next_generation(), 10, &[content(1), content(2)], &mut changes);
     let since = map.generation();
     map.mark_stale(&[10..12, 100..101]);
-    map.publish(10, &[content(1), content(3)], &mut changes);
+    map.publish(map.next_generation(), 10, &[content(1), content(3)], &mut changes);
     let pages: Vec<_> =
         map.snapshot().records(Some(since)).map(|record| (record.page, record.state)).collect();
     assert_eq!(pages, [(11, PageState::Current), (100, PageState::Stale)]);
@@ -205,6 +205,6 @@ fn a_future_generation_gets_the_whole_map() {
 #[test]
 fn an_all_zero_vm_takes_next_to_no_memory() {
     let mut map = PageMap::new(layout(1 << 20));
-    map.publish(0, &vec![Some(Content::Zero); 1 << 20], &mut Vec::new());
+    map.publish(map.next_generation(), 0, &vec![Some(Content::Zero); 1 << 20], &mut Vec::new());
     assert!(map.chunks.iter().all(|chunk| chunk.uniform_state() == Some(PageState::Zero)));
 }

@@ -107,7 +107,9 @@ impl Marks {
 
     /// Looks without clearing: could any page of the range have been written or discarded since its marks were last taken?
     ///
-    /// What the caller read before the call cannot be newer than a mark the call does not see.
+    /// What the caller read before the call cannot be newer than a mark the call does not see. A write that could not be mapped to
+    /// a page is not looked for: it would be said of every page, and a guest that makes such writes all the time would never be known.
+    /// The next [`Marks::take`] tells of it, and then the page table has to.
     #[must_use]
     pub fn any(&self, pages: Range<u32>) -> bool {
         fence(Ordering::SeqCst);
@@ -123,8 +125,7 @@ impl Marks {
                 .any(|byte| byte.load(Ordering::Acquire) != 0)
         };
         let chunks = pages.start / CHUNK..(pages.end - 1) / CHUNK + 1;
-        self.mapping.is_set(Flag::Overflowed)
-            || self.mapping.is_set(Flag::DiscardsOverflowed)
+        self.mapping.is_set(Flag::DiscardsOverflowed)
             || set(self.header.written_marks, count, pages.clone())
             || set(self.header.discarded_marks, count, pages)
             || set(self.header.discarded_chunks, self.chunks(), chunks)

@@ -209,6 +209,13 @@ impl Hooks {
         self.attached(Hook::FaultUser) && self.attached(Hook::FaultKernel)
     }
 
+    /// Whether guest faults that KVM resolves by itself are seen. On hardware with two-stage page tables they raise no page fault of
+    /// the VMM.
+    #[must_use]
+    pub fn guest_faults_attached(&self) -> bool {
+        self.attached(Hook::KvmPageFault)
+    }
+
     fn attached(&self, hook: Hook) -> bool {
         self.statuses.iter().any(|status| status.name == hook.name() && status.attached)
     }

@@ -19,6 +19,8 @@ use crate::{map::MapSnapshot, units::PageRange, watch::queue::runs};
 
 /// Pages looked at between two looks at the marks.
 const WINDOW: u32 = 1 << 16;
+/// Longest time between two audits, however much memory there is.
+const SELDOM: Duration = Duration::from_secs(120);
 /// Time from one look at the lately published pages to the next.
 const RECHECK: Duration = Duration::from_millis(100);
 
@@ -40,7 +42,7 @@ impl Tracker {
                 let window = page..range.end.min(page.saturating_add(WINDOW));
                 page = window.end;
                 match self.audit_window(region, &snapshot, window, &mut doubtful, &mut written) {
-                    Ok(()) => {}
+                    Ok(()) => self.take_marks(),
                     Err(Trouble::Lost(lost)) => return Err(lost),
                     Err(Trouble::NotWatched) => {
                         self.region_not_watched(region)?;
@@ -119,7 +121,7 @@ impl Tracker {
 
     /// How long to wait from one audit to the next: seldom enough to cost next to nothing.
     pub(super) fn audit_interval(&self) -> Duration {
-        self.options.audit.max(self.audit_cost * 500)
+        self.options.audit.max((self.audit_cost * 500).min(SELDOM))
     }
 
     /// Scans for written pages: what is awaited, now and then what was published lately; everything if eBPF does not say
@@ -131,8 +133,9 @@ impl Tracker {
         if recheck {
             steered |= self.queue.recent();
         }
-        let everything = !self.marks_see_writes() && self.last_full_scan.elapsed() >= self.scan_interval();
-        let full = everything || std::mem::take(&mut self.full_scan_wanted);
+        // A guest whose writes overflow the marks all the time must not make us scan all the time.
+        let wanted = self.full_scan_wanted || !self.marks_see_writes();
+        let full = wanted && self.last_full_scan.elapsed() >= self.scan_interval();
         let began = Instant::now();
         for region in 0..self.regions.len() {
             if !self.regions[region].armed() {
@@ -147,11 +150,16 @@ impl Tracker {
                 pages.remove_range(range.end..);
                 self.regions[region].with_huge_pages(pages)
             };
-            if pages.is_empty() {
+            let mut written = RoaringBitmap::new();
+            let mut scanned = self.scan_written(region, &pages, &mut written);
+            if recheck && scanned.is_ok() {
+                // The VMM may map something else there at any time, and where nothing is scanned nothing says so.
+                scanned = self.pagemap.watched(self.regions[region].addresses(&range));
+            }
+            if pages.is_empty() && scanned.is_ok() {
                 continue;
             }
-            let mut written = RoaringBitmap::new();
-            match self.scan_written(region, &pages, &mut written).map_err(Trouble::from) {
+            match scanned.map_err(Trouble::from) {
                 Ok(()) => {}
                 Err(Trouble::Lost(lost)) => return Err(lost),
                 Err(_) => {
@@ -172,6 +180,7 @@ impl Tracker {
             self.last_recheck = Instant::now();
         }
         if full {
+            self.full_scan_wanted = false;
             self.full_scan_cost = began.elapsed();
             self.last_full_scan = Instant::now();
         }

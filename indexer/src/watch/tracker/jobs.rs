@@ -103,10 +103,9 @@ impl Tracker {
     /// The pages were numbered anew: jobs under way cannot be answered.
     pub(super) fn abandon_jobs(&mut self) {
         for job in std::mem::take(&mut self.jobs) {
-            let error = || JobError::Failed("the VM's memory layout changed meanwhile: try again".to_owned());
             match job {
-                Job::Sync(job) => drop(job.reply.send(Err(error()))),
-                Job::Verify(job) => drop(job.reply.send(Err(error()))),
+                Job::Sync(job) => drop(job.reply.send(Err(JobError::Changed))),
+                Job::Verify(job) => drop(job.reply.send(Err(JobError::Changed))),
             }
         }
     }

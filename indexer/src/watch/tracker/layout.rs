@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use memdex_wire::{event::Event, page::PageState};
 
-use super::{Tracker, region::Watched};
+use super::{Tracker, attach_userfault, region::Watched};
 use crate::{map::Layout, vm::descriptor::VmDescriptor};
 
 impl Tracker {
@@ -28,6 +28,41 @@ impl Tracker {
             });
         } else if slots {
             self.watch_marks();
+        }
+        self.update_status();
+    }
+
+    /// Tries once more what did not work: another daemon or a debugger may have let go of the VMM, memory may be readable again.
+    pub(super) fn try_again(&mut self) {
+        if self.userfault.is_err() {
+            // Ours would stand in the way of the new one.
+            self.claim = None;
+            (self.claim, self.userfault) = attach_userfault(self.process);
+        }
+        let mut better = false;
+        for index in 0..self.regions.len() {
+            let watched = &self.regions[index];
+            if watched.armed() || (watched.readable() && self.userfault.is_err()) {
+                continue;
+            }
+            let userfault = self.userfault.as_ref().map_err(String::as_str);
+            let mut again =
+                Watched::open(self.process, watched.region.clone(), watched.first_page, userfault);
+            if again.watch == watched.watch {
+                continue;
+            }
+            again.epoch = watched.epoch + 1;
+            better |= again.readable();
+            let range = again.range();
+            self.regions[index] = again;
+            // A discard may be on its way, as after any change of the layout.
+            self.stale_run(&range);
+            self.queue.discarding(range);
+        }
+        if better {
+            tracing::info!(vm = %self.vm.id(), "what did not work before does now");
+            self.full_scan_wanted = true;
+            self.share_memory();
         }
         self.update_status();
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Tracker;
 use crate::{
     units::PageRange,
-    vm::descriptor::Backing,
+    vm::descriptor::{Accelerator, Backing},
     watch::ebpf::{MarkLayout, MarkRegion, Marks, RamFile},
 };
 
@@ -101,6 +101,8 @@ impl Tracker {
 
     /// Whether eBPF tells of every write that takes a fault, so that scans need to look only where it points.
     pub(super) fn marks_see_writes(&self) -> bool {
-        self.marks.is_some() && self.shared.hooks.faults_attached()
+        let hooks = &self.shared.hooks;
+        let guest = self.descriptor.accelerator == Accelerator::Tcg || hooks.guest_faults_attached();
+        self.marks.is_some() && hooks.faults_attached() && guest
     }
 }

@@ -40,6 +40,9 @@ use region::Watched;
 const ROTATION: Duration = Duration::from_secs(1);
 /// Shortest time from laying the marks out to doing it again because KVM's memory slots moved.
 const REWATCH: Duration = Duration::from_millis(500);
+/// Time after which what did not work is tried again; it doubles each time, up to [`TRY_AT_LEAST`].
+const TRY_AGAIN: Duration = Duration::from_secs(15);
+const TRY_AT_LEAST: Duration = Duration::from_secs(3600);
 /// Commands waiting for one tracker.
 pub(crate) const COMMANDS: usize = 64;
 
@@ -108,7 +111,7 @@ pub(crate) struct Tracker {
     descriptor: Arc<VmDescriptor>,
     commands: mpsc::Receiver<Command>,
     /// Held for as long as we arm pages: two daemons arming one VM would hide its writes from each other.
-    _claim: Option<Claim>,
+    claim: Option<Claim>,
     pagemap: Pagemap,
     userfault: Result<UserFault, String>,
     marks: Option<Marks>,
@@ -132,6 +135,8 @@ pub(crate) struct Tracker {
     last_recheck: Instant,
     last_watched: Instant,
     last_rehash: Instant,
+    last_try: Instant,
+    try_after: Duration,
     last_event: (Instant, u64),
     audit_cost: Duration,
     full_scan_cost: Duration,
@@ -163,7 +168,7 @@ impl Tracker {
             process,
             descriptor,
             commands,
-            _claim: claim,
+            claim,
             pagemap,
             userfault,
             marks: None,
@@ -184,6 +189,8 @@ impl Tracker {
             last_recheck: now,
             last_watched: now,
             last_rehash: now,
+            last_try: now,
+            try_after: TRY_AGAIN,
             last_event: (now, 0),
             audit_cost: Duration::ZERO,
             full_scan_cost: Duration::ZERO,
@@ -265,6 +272,13 @@ impl Tracker {
             for watched in self.regions.iter().filter(|watched| watched.readable() && !watched.armed()) {
                 self.queue.ready_run(watched.range());
             }
+        }
+        let lame = self.userfault.is_err() || self.regions.iter().any(|watched| !watched.readable());
+        if lame && self.last_try.elapsed() >= self.try_after {
+            self.try_again();
+            // Where it never works it shall not be asked for all the time: asking stops a thread of the VMM.
+            self.last_try = Instant::now();
+            self.try_after = (self.try_after * 2).min(TRY_AT_LEAST);
         }
         self.vm.note_unanswered(!self.queue.awaited().is_empty());
         if !self.unseen.is_empty() || self.pass_took.is_none() {

@@ -33,6 +33,8 @@ pub(super) struct Watched {
     pub first_page: u32,
     pub memory: Option<Arc<RegionMemory>>,
     pub watch: Watch,
+    /// Counts how often the memory turned out to be other than it was: what was read in an earlier epoch says nothing now.
+    pub epoch: u64,
     huge_pages: bool,
 }
 
@@ -49,7 +51,7 @@ impl Watched {
             Ok(memory) => Some(Arc::new(memory)),
             Err(error) => {
                 let watch = Watch::Unreadable(error.to_string());
-                return Self { region, first_page, memory: None, watch, huge_pages: false };
+                return Self { region, first_page, memory: None, watch, epoch: 0, huge_pages: false };
             }
         };
         let watch = match (untrackable(&region), userfault) {
@@ -61,7 +63,7 @@ impl Watched {
             },
         };
         let huge_pages = may_have_huge_pages(&region);
-        Self { region, first_page, memory, watch, huge_pages }
+        Self { region, first_page, memory, watch, epoch: 0, huge_pages }
     }
 
     pub(super) fn pages(&self) -> u32 {
@@ -127,6 +129,7 @@ impl Watched {
     /// Stops relying on this region's memory: it went away while it was read.
     pub(super) fn lost(&mut self, error: &MemoryError) {
         self.watch = Watch::Unreadable(error.to_string());
+        self.epoch += 1;
     }
 
     pub(super) fn coverage(&self) -> RegionCoverage {

@@ -34,6 +34,8 @@ const SCAN_GAP: u32 = 64;
 #[derive(Debug)]
 struct Reading {
     region: usize,
+    /// [`Watched::epoch`] when the pages were armed.
+    epoch: u64,
     pages: RoaringBitmap,
     /// The pages that hold anything, in order.
     data: Vec<PageRange>,
@@ -68,15 +70,8 @@ impl Tracker {
                 }
                 return Ok(worked);
             };
-            let region = done.region;
-            let (unsettled, trouble) = self.finish(done)?;
+            let unsettled = self.finish(done)?;
             self.queue_unsettled(unsettled);
-            if trouble && let Some(next) = reading.take() {
-                // It may have been armed and read where something else is mapped now.
-                tracing::debug!(vm = %self.vm.id(), region, "reading a batch again");
-                self.queue.ready(&next.pages);
-                next.digests.discard();
-            }
         }
     }
 
@@ -127,7 +122,7 @@ impl Tracker {
     pub(super) fn settle(&mut self, region: usize, pages: RoaringBitmap) -> Result<RoaringBitmap, Lost> {
         let all = pages.clone();
         match self.begin(region, pages)? {
-            Some(reading) => Ok(self.finish(reading)?.0),
+            Some(reading) => self.finish(reading),
             None => Ok(all),
         }
     }
@@ -185,18 +180,26 @@ impl Tracker {
         // 2. Read and hash.
         let relative: Vec<_> = data.iter().map(|run| watched.relative(run)).collect();
         let digests = self.shared.pool.start(move || digest_parallel(&memory, &relative));
-        Ok(Some(Reading { region, pages, data, refused, digests }))
+        Ok(Some(Reading { region, epoch: watched.epoch, pages, data, refused, digests }))
     }
 
-    /// The second half: waits for the digests, checks and publishes. Returns the pages that could not be settled, and whether the
-    /// region turned out not to be what it was.
-    fn finish(&mut self, reading: Reading) -> Result<(RoaringBitmap, bool), Lost> {
-        let Reading { region, pages, data, refused, digests } = reading;
-        match self.try_finish(region, &pages, &data, refused, digests) {
-            Ok(unsettled) => Ok((unsettled, false)),
+    /// The second half: waits for the digests, checks and publishes. Returns the pages that could not be settled.
+    fn finish(&mut self, reading: Reading) -> Result<RoaringBitmap, Lost> {
+        let Reading { region, epoch, pages, data, refused, digests } = reading;
+        let digests = digests.wait();
+        if self.regions[region].epoch != epoch {
+            // Something else is mapped there since the pages were armed, or nothing: what was read is of no use, and a scan of what is
+            // there now says nothing of it.
+            return Ok(pages);
+        }
+        match digests
+            .map_err(Trouble::from)
+            .and_then(|digests| self.try_finish(region, &pages, &data, refused, &digests))
+        {
+            Ok(unsettled) => Ok(unsettled),
             Err(trouble) => {
                 self.trouble(region, trouble)?;
-                Ok((pages, true))
+                Ok(pages)
             }
         }
     }
@@ -207,9 +210,8 @@ impl Tracker {
         pages: &RoaringBitmap,
         data: &[PageRange],
         refused: RoaringBitmap,
-        digests: Pending<Result<Vec<Option<Fingerprint>>, MemoryError>>,
+        digests: &[Option<Fingerprint>],
     ) -> Result<RoaringBitmap, Trouble> {
-        let digests = digests.wait()?;
         self.vm.counters.pages_read.add(digests.len() as u64);
 
         // 3. Check.
@@ -224,7 +226,7 @@ impl Tracker {
 
         // 4. Publish.
         let published = pages - &doubtful;
-        self.publish(pages, &doubtful, data, &digests);
+        self.publish(pages, &doubtful, data, digests);
         for run in runs(&published) {
             self.queue.published(run);
         }
@@ -262,8 +264,9 @@ impl Tracker {
         let mut data = data.iter().cloned().flatten().zip(digests).peekable();
         let mut changes = std::mem::take(&mut self.changes);
         changes.clear();
-        let mut contents = Vec::new();
         let mut map = self.vm.map_mut();
+        let generation = map.next_generation();
+        let mut contents = Vec::new();
         for run in runs(pages) {
             contents.clear();
             contents.extend(run.clone().map(|page| {
@@ -274,7 +277,7 @@ impl Tracker {
                 };
                 (!doubtful.contains(page)).then_some(content)
             }));
-            map.publish(run.start, &contents, &mut changes);
+            map.publish(generation, run.start, &contents, &mut changes);
         }
         drop(map);
         self.follow(&changes);
@@ -348,6 +351,7 @@ impl Tracker {
                 Ok(memory)
             });
         let watched = &mut self.regions[region];
+        watched.epoch += 1;
         match renewed {
             Ok(memory) => {
                 let name = &watched.region.name;

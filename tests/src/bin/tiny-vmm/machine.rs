@@ -197,6 +197,11 @@ impl Machine {
         self.with_slot(id, |slot| slot.ram.discard(page, count, how))
     }
 
+    /// Maps fresh memory over the slot's: all of its content is gone at once.
+    pub(crate) fn remap(&self, id: u32) -> Result<String> {
+        self.with_slot(id, |slot| slot.ram.remap())
+    }
+
     pub(crate) fn truncate(&self, id: u32, pages: u64) -> Result<String> {
         self.with_slot(id, |slot| slot.ram.truncate(pages))
     }

@@ -126,6 +126,7 @@ fn execute(machine: &Machine, words: &[&str]) -> Result<String> {
             };
             machine.discard(number(id)? as u32, number(page)?, number(count)?, how)
         }
+        ["remap", id] => machine.remap(number(id)? as u32),
         ["truncate", id, pages] => machine.truncate(number(id)? as u32, number(pages)?),
         ["dirty"] => machine.dirty(),
         ["layout"] => machine.layout(),

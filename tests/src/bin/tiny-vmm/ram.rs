@@ -110,6 +110,19 @@ impl Ram {
         Ok(Self { reservation, reserved, start, pages, file })
     }
 
+    /// Maps fresh anonymous memory in the place of the old.
+    pub(crate) fn remap(&self) -> Result<(), String> {
+        if self.file.is_some() {
+            return Err("only anonymous memory is mapped anew".to_owned());
+        }
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: MAP_FIXED replaces our own mapping; nothing here refers to its content.
+        unsafe { mmap_anonymous(self.start.cast(), (self.pages * PAGE) as usize, access, flags) }
+            .map(drop)
+            .map_err(|e| format!("map guest RAM anew: {e}"))
+    }
+
     /// Address in this process.
     pub(crate) fn address(&self) -> u64 {
         self.start as u64
