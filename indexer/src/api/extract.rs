@@ -46,7 +46,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         Query::<T>::try_from_uri(&parts.uri).map(|Query(params)| Self(params)).map_err(|error| {
             let why = migrate_client::printable(&error.body_text());
-            ApiError::bad_request(format!("the query cannot be used: {why}"))
+            ApiError::bad_request(format!("the query cannot be used: {why}; /docs says what this path takes"))
         })
     }
 }
@@ -90,6 +90,6 @@ pub(super) fn unsupported(found: Option<&str>, taken: &[&str]) -> ApiError {
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| {
         let why = migrate_client::printable(&error.to_string());
-        ApiError::bad_request(format!("the body cannot be used: {why}"))
+        ApiError::bad_request(format!("the body cannot be used: {why}; /docs says what this path takes"))
     })
 }

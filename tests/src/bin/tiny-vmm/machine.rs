@@ -134,6 +134,14 @@ impl Machine {
         self.0.with_page(first, |ram, page| ram.fill(page, count))
     }
 
+    /// Fills every other page.
+    pub(crate) fn scatter(&self, first: u64, count: u64) -> Result<String> {
+        for page in (first..first + count).step_by(2) {
+            self.fill(page, 1)?;
+        }
+        Ok(String::new())
+    }
+
     /// Starts (or replaces) the background loop.
     pub(crate) fn start_loop(&self, rate: u64, first: u64, count: u64) -> Result<String> {
         if rate == 0 || count == 0 {

@@ -106,6 +106,7 @@ fn execute(machine: &Machine, words: &[&str]) -> Result<String> {
         }
         ["zero", first, count] => machine.guest_zero(number(first)?, number(count)?),
         ["poke", first, count, seed] => machine.poke(number(first)?, number(count)?, number(seed)? as u32),
+        ["scatter", first, count] => machine.scatter(number(first)?, number(count)?),
         ["fill", first, count] => machine.fill(number(first)?, number(count)?),
         ["loop", rate, first, count] => machine.start_loop(number(rate)?, number(first)?, number(count)?),
         ["pause"] => machine.pause(),
