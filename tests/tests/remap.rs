@@ -18,7 +18,7 @@ fn nothing_is_current_after_the_memory_was_replaced() {
     // Two batches' worth of threads, so that one is read for long while the next is armed.
     let options =
         Options { arguments: vec!["--hash-threads".to_owned(), "2".to_owned()], ..Options::default() };
-    for round in 0..12 {
+    for round in 0..8 {
         // Every other page gets bytes and is read: each is armed by a call of its own, which takes long. In the midst of that all of it
         // goes away.
         guest.run(&format!("scatter 0 {PAGES}"));
