@@ -120,10 +120,15 @@ impl ClientError {
         }
     }
 
-    /// The options contradict each other or the address: nothing was sent.
+    /// The options contradict each other or the address, and nothing was sent; or the host says that it cannot make sense of what it was
+    /// asked, such as the name of a peer that it does not have.
     #[must_use]
     pub fn is_usage(&self) -> bool {
-        matches!(*self.0, Kind::Options { .. })
+        match &*self.0 {
+            Kind::Options { .. } => true,
+            Kind::Problem { problem, .. } => problem.code == Code::BadRequest,
+            _ => false,
+        }
     }
 
     /// What the host itself said, if it answered with a problem document.

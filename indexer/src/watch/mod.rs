@@ -18,6 +18,9 @@
 //! the next look finds it. Turned round (read first, protect afterwards) a write between the two would be lost for good:
 //! the page would be protected, look clean, and have the wrong fingerprint.
 //!
+//! Batches overlap: one is read by the pool while this thread arms the next and publishes the one before. Nobody takes marks meanwhile, and
+//! a batch whose region was mapped anew since (its *epoch* moved) is thrown away: a scan of the new mapping says nothing of the old one.
+//!
 //! # A mark comes before the write
 //!
 //! eBPF runs when the fault is *taken*. A scan that runs between mark and write sees the page still protected. So a mark
