@@ -37,7 +37,7 @@ impl Peers {
             None if !to.contains(':') => {
                 let shown = migrate_client::printable(to);
                 return Err(bad(format!(
-                    "no peer is called {shown:?}: name one given with --peer, or a URL unix:/path or tls://host:port"
+                    "no peer is called {shown:?}: name one given with --peer or under [peer] in the configuration, or a URL unix:/path, tcp://127.0.0.1:port or tls://host:port"
                 )));
             }
             None => to.parse::<HostUrl>().map_err(|error| bad(error.to_string()))?,

@@ -68,6 +68,9 @@ impl Tracker {
         let began = Instant::now();
         self.take_marks();
         self.audit()?;
+        if self.doubted() {
+            self.doubt_everything();
+        }
         let mut todo = self.vm.snapshot().in_state(0..u32::MAX, &[PageState::Stale]);
         for watched in &self.regions {
             if watched.readable() && !watched.armed() {

@@ -4,6 +4,8 @@ use std::{sync::Arc, time::Instant};
 
 use memdex_wire::{event::Event, page::PageState};
 
+use roaring::RoaringBitmap;
+
 use super::{Tracker, attach_userfault, region::Watched};
 use crate::{map::Layout, vm::descriptor::VmDescriptor};
 
@@ -18,7 +20,12 @@ impl Tracker {
             .count();
         let relaid = same < self.regions.len() || same < descriptor.regions.len();
         let slots = self.descriptor.memslots != descriptor.memslots;
+        let cleared = self.doubted() && descriptor.doubts.is_empty();
         self.descriptor = descriptor;
+        if cleared {
+            // What was written unseen while there was doubt is not found by any witness afterwards.
+            self.doubt_everything();
+        }
         if relaid {
             self.abandon_jobs();
             self.lay_out(same);
@@ -30,6 +37,23 @@ impl Tracker {
             self.watch_marks();
         }
         self.update_status();
+    }
+
+    /// Whether discovery knows of something that can write the guest's memory unseen: another process that maps it, a device.
+    pub(super) fn doubted(&self) -> bool {
+        !self.descriptor.doubts.is_empty()
+    }
+
+    /// Every page that is watched may have been written unseen: all of them are read again.
+    pub(super) fn doubt_everything(&mut self) {
+        for region in 0..self.regions.len() {
+            if self.regions[region].armed() {
+                let range = self.regions[region].range();
+                self.stale_run(&range);
+                let unqueued = RoaringBitmap::from_iter(range) - self.queue.all();
+                self.queue.ready(&unqueued);
+            }
+        }
     }
 
     /// Tries once more what did not work: another daemon or a debugger may have let go of the VMM, memory may be readable again.

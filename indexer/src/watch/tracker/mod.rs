@@ -272,6 +272,9 @@ impl Tracker {
             for watched in self.regions.iter().filter(|watched| watched.readable() && !watched.armed()) {
                 self.queue.ready_run(watched.range());
             }
+            if self.doubted() {
+                self.doubt_everything();
+            }
         }
         let lame = self.userfault.is_err() || self.regions.iter().any(|watched| !watched.readable());
         if lame && self.last_try.elapsed() >= self.try_after {

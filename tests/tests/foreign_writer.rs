@@ -1,0 +1,51 @@
+//! Protects the promise that a VM whose RAM somebody else can write is read again: by `sync` while that goes on, and once more before
+//! it is called exact again.
+#![expect(unsafe_code, reason = "the test is the other process that maps the RAM file")]
+
+use std::{fs::OpenOptions, time::Duration};
+
+use memdex_tests::{Daemon, Scratch, Tiny, oracle, tiny, wait};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+const PAGE: usize = 4096;
+const LEN: usize = 16 << 20;
+
+#[test]
+fn what_another_process_writes_is_found() {
+    let scratch = Scratch::new("foreign");
+    let path = scratch.shm("ram");
+    let ram = tiny::Options { ram: tiny::Ram::File(path.clone()), ..tiny::Options::default() };
+    let mut guest = Tiny::start_with(&scratch, &scratch.name("f"), &ram);
+    guest.write(1, 2000, 7);
+    let daemon = Daemon::start(&scratch);
+    let (vm, _) = daemon.wait_for_vm(guest.pid(), Duration::from_secs(5));
+    daemon.sync(&vm.id);
+    oracle::compare(&daemon, &vm).expect_exact("before anybody else writes");
+
+    let file = OpenOptions::new().read(true).write(true).open(&path).expect("the RAM file");
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe { mmap(std::ptr::null_mut(), LEN, access, MapFlags::SHARED, &file, 0) }
+        .expect("the RAM file can be mapped")
+        .cast::<u8>();
+    let write = |page: usize, byte: u8| {
+        // SAFETY: within the mapping, which ends after the last call.
+        unsafe { start.add(page * PAGE).write_volatile(byte) };
+    };
+    let tracking = |wanted: &str| {
+        wait::until(wanted, Duration::from_secs(10), || {
+            daemon.vm_of(guest.pid()).filter(|vm| vm.tracking == wanted)
+        });
+    };
+    tracking("advisory");
+    write(100, 1);
+    write(1500, 2);
+    daemon.sync(&vm.id);
+    oracle::compare(&daemon, &vm).expect_exact("after another process wrote");
+    write(200, 3);
+    // SAFETY: mapped above, and `write` is not called any more.
+    unsafe { munmap(start.cast(), LEN) }.expect("what was mapped can be unmapped");
+    tracking("exact");
+    daemon.sync(&vm.id);
+    oracle::compare(&daemon, &vm).expect_exact("after the other process left");
+}
