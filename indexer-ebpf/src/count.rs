@@ -65,7 +65,6 @@ pub fn exited(vm: &Vm) {
 /// Adds one, atomically among all CPUs. (`core` has no atomic read-modify-write for this target; the instruction exists.)
 ///
 /// # Safety
-///
 /// `counter` must point into the value of a map.
 #[inline(always)]
 unsafe fn increment(counter: *mut u64) {

@@ -76,6 +76,8 @@ extern "C" fn step(_: u64, compare: *mut Compare) -> u64 {
 }
 
 /// Inode number, device and the file system's magic number.
+/// # Safety
+/// None needed: every read goes through the helper, which checks addresses.
 #[inline(always)]
 unsafe fn identity(fd: u64) -> Result<(u64, u32, u64), i32> {
     // SAFETY: see `which`.
@@ -102,7 +104,6 @@ unsafe fn identity(fd: u64) -> Result<(u64, u32, u64), i32> {
 /// Reads kernel memory.
 ///
 /// # Safety
-///
 /// None needed by the kernel: the helper checks. `T` must be made of integers.
 #[inline(always)]
 pub unsafe fn read<T>(base: u64, offset: usize) -> Result<T, i32> {

@@ -74,6 +74,8 @@ fn memslots(context: *const Context) -> i32 {
 }
 
 /// Writes the records of one file.
+/// # Safety
+/// `seq` must be the one that the kernel handed to the program.
 #[inline(always)]
 unsafe fn vm(seq: *mut seq_file, task: u64, file: u64, fd: u32) -> Result<(), i32> {
     // SAFETY: every read goes through the helper, which checks addresses and fails instead of faulting.
@@ -170,6 +172,8 @@ extern "C" fn step(_: u64, walk: *mut Walk) -> u64 {
 }
 
 /// Writes the slot whose list node the walk stands at, and goes on to the next.
+/// # Safety
+/// The `seq` of the walk must be the one that the kernel handed to the program.
 #[inline(always)]
 unsafe fn slot(walk: &mut Walk) -> Result<(), i32> {
     // SAFETY: see `vm`.
@@ -195,6 +199,8 @@ unsafe fn slot(walk: &mut Walk) -> Result<(), i32> {
 
 /// Writes a record to whoever reads the iterator. If it does not fit the kernel's buffer, the kernel calls the program for this file
 /// once more, with an empty one.
+/// # Safety
+/// `seq` must be the one that the kernel handed to the program.
 #[inline(always)]
 unsafe fn emit(seq: *mut seq_file, record: &Record) {
     // SAFETY: `seq` is the kernel's own; the record is on the stack and has no padding.

@@ -14,9 +14,17 @@ The archive holds one folder: the programs memdexd and memdex, a systemd unit, a
 Packing the same programs again gives the same bytes.")]
 pub(crate) struct Arguments {}
 
-/// Files of the repository that are packed beside the programs.
-const PAPERS: [&str; 5] =
-    ["README.md", "SPECIFICATION.md", "openapi.json", "dist/memdexd.service", "dist/memdexd.toml"];
+/// Files of the repository that are packed beside the programs, under the same paths, so that the links in them work.
+const PAPERS: [&str; 8] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "SPECIFICATION.md",
+    "openapi.json",
+    "docs/demo.txt",
+    "dist/memdexd.service",
+    "dist/memdexd.toml",
+];
 
 pub(crate) fn main(_: &Arguments) -> Outcome {
     setup::ensure(Scope::Build)?;
@@ -27,15 +35,15 @@ pub(crate) fn main(_: &Arguments) -> Outcome {
     let out = target().join("dist");
     let folder = out.join(&name);
     let _ = fs::remove_dir_all(&folder);
-    create(&folder)?;
+    create(&folder.join("docs"))?;
+    create(&folder.join("dist"))?;
     for program in ["memdexd", "memdex"] {
         let packed = folder.join(program);
         copy(&target().join("release").join(program), &packed)?;
         run(Command::new("strip").arg(&packed))?;
     }
     for paper in PAPERS {
-        let from = root().join(paper);
-        copy(&from, &folder.join(from.file_name().unwrap_or_default()))?;
+        copy(&root().join(paper), &folder.join(paper))?;
     }
     let archive = format!("{name}.tar.gz");
     // Names in order, one owner, one time: the bytes depend on nothing but the files.

@@ -73,9 +73,4 @@ impl<R> Pending<R> {
             self.0.recv().expect("the pool lives as long as the daemon and answers everything it took");
         result.unwrap_or_else(|panic| resume_unwind(panic))
     }
-
-    /// Waits for the work to end and drops its result.
-    pub fn discard(self) {
-        let _ = self.0.recv();
-    }
 }

@@ -63,11 +63,12 @@ impl Window {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped readable, `len` long, for as long as `self` lives. The file can't make it invalid: a page that is not there (any more) is
-        // replaced by zeros. Other processes may write while we read, so two reads of a byte may differ: a data race in the letter of the memory
+        // The file can't make it invalid: a page that is not there (any more) is replaced by zeros. Other processes may write while we read, so two reads of a byte may differ: a data race in the letter of the memory
         // model. It is without consequence for memory safety here: bytes are hashed, compared and copied, no length, index, pointer or branch
         // on which safety rests comes from them; and a digest of torn bytes is thrown away by whoever publishes, because the write that tore them
         // shows in the page table.
+        //
+        // SAFETY: mapped readable, `len` long, for as long as `self` lives; see above for what others may do to it.
         unsafe { std::slice::from_raw_parts(self.address.cast::<u8>(), self.len) }
     }
 

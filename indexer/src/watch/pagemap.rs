@@ -268,6 +268,7 @@ unsafe impl Ioctl for Scan {
         (&raw mut self.0).cast()
     }
 
+    // SAFETY: rustix calls it with the pointer from `as_ptr`, once the kernel has returned.
     unsafe fn output_from_ptr(
         found: IoctlOutput,
         pointer: *mut std::ffi::c_void,

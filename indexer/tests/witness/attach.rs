@@ -75,6 +75,7 @@ fn poll_goes_on() {
 
 #[test]
 fn ppoll_goes_on_with_its_own_signal_mask() {
+    // SAFETY: plain calls on local variables.
     waits_undisturbed(|shared| unsafe {
         let mut mask: libc::sigset_t = std::mem::zeroed();
         libc::sigaddset(&raw mut mask, libc::SIGUSR2);
@@ -89,6 +90,7 @@ fn ppoll_goes_on_with_its_own_signal_mask() {
 fn epoll_wait_does_not_end_early() {
     // The EINTR that epoll_wait answers to a mere stop must not show.
     let epoll = unsafe { libc::epoll_create1(0) };
+    // SAFETY: `event` is a local variable with room for the one event that is asked for.
     waits_undisturbed(|shared| unsafe {
         let mut event: libc::epoll_event = std::mem::zeroed();
         let r = libc::epoll_wait(epoll, &raw mut event, 1, 10);

@@ -3,7 +3,9 @@
 #![expect(clippy::single_range_in_vec_init, reason = "lists of runs, some with one")]
 
 mod attach;
+mod changes;
 mod conditions;
 mod qemu;
+mod ram;
 mod tracking;
 mod victim;

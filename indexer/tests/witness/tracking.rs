@@ -5,117 +5,17 @@
     reason = "plain system calls of the victims, on mappings of the test"
 )]
 
-use std::{ops::Range, sync::atomic::Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 
-use indexer::{
-    units::Hva,
-    watch::{
-        pagemap::{Pagemap, PopulatedRun, ScanError},
-        process::identify,
-        userfault::{self, ArmError, Origin, UserFault},
-    },
+use indexer::watch::{
+    pagemap::{Pagemap, PopulatedRun, ScanError},
+    userfault,
 };
 
-use crate::victim::{Shared, Victim, map};
-
-const PAGE: usize = 4096;
-
-/// Guest RAM of each kind that can be watched; the victim has it at the same address.
-#[derive(Clone, Copy)]
-struct Ram {
-    address: *mut u8,
-    pages: usize,
-}
-
-impl Ram {
-    fn memfd(pages: usize) -> Self {
-        let fd = unsafe { libc::memfd_create(c"ram".as_ptr(), 0) };
-        assert_eq!(unsafe { libc::ftruncate(fd, (pages * PAGE) as i64) }, 0);
-        Self { address: map(pages * PAGE, libc::MAP_SHARED, fd), pages }
-    }
-
-    fn anonymous(pages: usize) -> Self {
-        Self { address: map(pages * PAGE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1), pages }
-    }
-
-    fn range(self) -> Range<Hva> {
-        self.part(0..self.pages)
-    }
-
-    fn part(self, pages: Range<usize>) -> Range<Hva> {
-        let start = self.address as u64;
-        Hva(start + (pages.start * PAGE) as u64)..Hva(start + (pages.end * PAGE) as u64)
-    }
-
-    fn page(self, page: usize) -> *mut u8 {
-        unsafe { self.address.add(page * PAGE) }
-    }
-
-    fn write(self, pages: Range<usize>) {
-        pages.for_each(|page| unsafe { self.page(page).write_volatile(1) });
-    }
-
-    fn pages_of(self, ranges: &[Range<Hva>]) -> Vec<Range<usize>> {
-        let page = |address: Hva| (address.0 - self.address as u64) as usize / PAGE;
-        ranges.iter().map(|range| page(range.start)..page(range.end)).collect()
-    }
-}
-
-struct Watched {
-    victim: Victim,
-    ram: Ram,
-    pagemap: Pagemap,
-    userfault: UserFault,
-}
-
-/// A victim that runs one piece of code per step.
-fn steps(ram: Ram, code: &[&dyn Fn(&Shared)]) -> Watched {
-    let victim = Victim::spawn(|shared| {
-        for step in code {
-            shared.next();
-            step(shared);
-        }
-        shared.next();
-        while !shared.finished() {
-            unsafe { libc::usleep(100) };
-        }
-    });
-    victim.ready();
-    let pagemap = Pagemap::open(victim.id()).unwrap();
-    let userfault = userfault::attach(victim.id()).unwrap();
-    userfault.register(ram.range()).unwrap();
-    Watched { victim, ram, pagemap, userfault }
-}
-
-impl Watched {
-    fn step(&self) {
-        self.victim.step();
-    }
-
-    fn written(&self) -> Vec<Range<usize>> {
-        let mut out = Vec::new();
-        self.pagemap.written(self.ram.range(), &mut out).unwrap();
-        self.ram.pages_of(&out)
-    }
-
-    fn arm(&self, pages: Range<usize>) {
-        self.userfault.arm(self.ram.part(pages)).unwrap();
-    }
-
-    fn populated(&self) -> Vec<(Range<usize>, bool)> {
-        let mut out: Vec<PopulatedRun> = Vec::new();
-        self.pagemap.populated(self.ram.range(), true, &mut out).unwrap();
-        out.into_iter().map(|run| (self.ram.pages_of(&[run.range])[0].clone(), run.armed)).collect()
-    }
-
-    fn refuses(&self) -> bool {
-        let mut out = Vec::new();
-        let mut runs = Vec::new();
-        let range = self.ram.range();
-        matches!(self.pagemap.written(range.clone(), &mut out), Err(ScanError::NotWatched))
-            && matches!(self.pagemap.populated(range, true, &mut runs), Err(ScanError::NotWatched))
-    }
-}
+use crate::{
+    ram::{PAGE, Ram, steps},
+    victim::{Victim, map},
+};
 
 fn finds_writes(ram: Ram) {
     let zero = unsafe { libc::open(c"/dev/zero".as_ptr(), libc::O_RDONLY) };
@@ -237,76 +137,6 @@ fn discarded_anonymous_memory_is_no_longer_populated() {
 }
 
 #[test]
-fn a_mapping_that_was_replaced_is_not_watched() {
-    let ram = Ram::memfd(64);
-    let watched = steps(
-        ram,
-        &[&|_| ram.write(0..64), &|_| {
-            let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            // One page in the middle.
-            unsafe { libc::mmap(ram.page(30).cast(), PAGE, access, flags, -1, 0) };
-        }],
-    );
-    watched.step();
-    watched.arm(0..64);
-    assert!(!watched.refuses());
-    watched.step();
-    assert!(watched.refuses());
-    assert!(matches!(watched.userfault.arm(ram.range()), Err(ArmError::NotWatchable(..))));
-    // Registered again, all is well.
-    watched.userfault.register(ram.range()).unwrap();
-    assert!(!watched.refuses());
-    watched.victim.finish_well();
-}
-
-#[test]
-fn an_unmapped_region_is_not_watched() {
-    let ram = Ram::memfd(64);
-    let watched = steps(
-        ram,
-        &[&|_| ram.write(0..64), &|_| {
-            let _ = unsafe { libc::munmap(ram.address.cast(), ram.pages * PAGE) };
-        }],
-    );
-    watched.step();
-    watched.arm(0..64);
-    watched.step();
-    // No mapping is there to raise an error in the scan itself.
-    assert!(watched.refuses());
-    assert!(matches!(watched.userfault.register(ram.range()), Err(ArmError::NotWatchable(..))));
-    watched.victim.finish_well();
-}
-
-#[test]
-fn a_process_that_ends_or_becomes_another_program_is_not_scanned() {
-    let ram = Ram::memfd(64);
-    let mut watched = steps(ram, &[&|_| ram.write(0..64)]);
-    watched.step();
-    watched.victim.kill();
-    let mut out = Vec::new();
-    assert!(matches!(watched.pagemap.written(ram.range(), &mut out), Err(ScanError::Gone)));
-    assert!(matches!(watched.pagemap.populated(ram.range(), false, &mut Vec::new()), Err(ScanError::Gone)));
-    assert!(matches!(watched.userfault.arm(ram.range()), Err(ArmError::Gone)));
-    assert!(watched.userfault.register(ram.range()).is_err());
-
-    let exec = |_: &Shared| unsafe {
-        let arguments = [c"sleep".as_ptr(), c"100".as_ptr(), std::ptr::null()];
-        libc::execv(c"/bin/sleep".as_ptr(), arguments.as_ptr());
-    };
-    let watched = steps(ram, &[&|_| ram.write(0..64), &exec]);
-    watched.step();
-    assert_eq!(watched.written(), [0..64]);
-    watched.victim.shared.asked.fetch_add(1, SeqCst);
-    while std::fs::read_to_string(format!("/proc/{}/comm", watched.victim.pid)).unwrap() != "sleep\n" {
-        std::thread::yield_now();
-    }
-    // Which error depends on the kernel: newer ones say that the address space is no more, older ones find it empty.
-    assert!(watched.pagemap.written(ram.range(), &mut Vec::new()).is_err());
-    assert!(watched.pagemap.populated(ram.range(), true, &mut Vec::new()).is_err());
-}
-
-#[test]
 fn no_write_of_a_busy_writer_is_lost() {
     // The writer counts up in random pages. Arm, read, look again: a page that is still armed has the value that was read.
     let ram = Ram::memfd(512);
@@ -401,61 +231,6 @@ fn writes_to_a_file_on_disk_are_found() {
     file.set_len(256 * PAGE as u64).unwrap();
     let address = map(256 * PAGE, libc::MAP_SHARED, std::os::fd::AsRawFd::as_raw_fd(&file));
     finds_writes(Ram { address, pages: 256 });
-}
-
-#[test]
-fn a_descriptor_inherited_by_fork_is_not_used() {
-    let ram = Ram::memfd(64);
-    let parent = Victim::spawn(|shared| {
-        // The child is the process to watch; it has the parent's descriptor.
-        shared.next();
-        let child = unsafe { libc::fork() };
-        if child != 0 {
-            shared.result.store(u64::from(child.cast_unsigned()), SeqCst);
-            shared.next();
-            unsafe { libc::kill(child, libc::SIGKILL) };
-            return;
-        }
-        ram.write(0..64);
-        shared.rounds.store(1, SeqCst);
-        while !shared.finished() {
-            unsafe { libc::usleep(100) };
-        }
-    });
-    parent.ready();
-    let parents = userfault::attach(parent.id()).unwrap();
-    parents.register(ram.range()).unwrap();
-    let origin = parents.report().origin;
-    parent.step();
-    parent.await_rounds(1);
-    let child = identify(u32::try_from(parent.shared.result.load(SeqCst)).unwrap()).unwrap();
-    let childs = userfault::attach(child).unwrap();
-    childs.register(ram.range()).unwrap();
-    assert_eq!((origin, childs.report().origin), (Origin::Injected, Origin::Injected));
-    childs.arm(ram.range()).unwrap();
-    let mut runs = Vec::new();
-    Pagemap::open(child).unwrap().populated(ram.range(), true, &mut runs).unwrap();
-    assert_eq!(runs, [PopulatedRun { range: ram.range(), armed: true }]);
-    // The next daemon finds the right one among the two.
-    drop(childs);
-    let again = userfault::attach(child).unwrap();
-    again.register(ram.range()).unwrap();
-    again.arm(ram.range()).unwrap();
-    assert_eq!(again.report().origin, Origin::Reused);
-    parent.finish();
-}
-
-#[test]
-fn a_userfaultfd_that_is_handed_over_is_taken_as_it_is() {
-    use std::os::fd::{FromRawFd, OwnedFd};
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | 1;
-    let own = || unsafe {
-        OwnedFd::from_raw_fd(i32::try_from(libc::syscall(libc::SYS_userfaultfd, flags)).unwrap())
-    };
-    let ram = Ram::memfd(4);
-    UserFault::from_fd(own()).unwrap().register(ram.range()).unwrap();
-    let other: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
-    assert!(UserFault::from_fd(other).is_err());
 }
 
 #[test]

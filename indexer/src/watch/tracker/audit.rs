@@ -14,7 +14,7 @@ use std::{
 use memdex_wire::page::PageState;
 use roaring::RoaringBitmap;
 
-use super::{Lost, Tracker, settle::Trouble};
+use super::{Lost, Tracker, trouble::Trouble};
 use crate::{map::MapSnapshot, units::PageRange, watch::queue::runs};
 
 /// Pages looked at between two looks at the marks.

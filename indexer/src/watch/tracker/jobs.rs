@@ -13,7 +13,7 @@ use memdex_wire::{
 use roaring::RoaringBitmap;
 use tokio::sync::oneshot;
 
-use super::{Lost, Tracker, settle::digest};
+use super::{Lost, Tracker, digest::digest};
 use crate::{host::JobError, map::MapSnapshot, watch::queue::runs};
 
 /// Pages settled for a sync before the marks are looked at again.
@@ -68,12 +68,9 @@ impl Tracker {
         let began = Instant::now();
         self.take_marks();
         self.audit()?;
-        if self.doubted() {
-            self.doubt_everything();
-        }
         let mut todo = self.vm.snapshot().in_state(0..u32::MAX, &[PageState::Stale]);
         for watched in &self.regions {
-            if watched.readable() && !watched.armed() {
+            if watched.readable() && (!watched.armed() || self.doubted()) {
                 todo.insert_range(watched.range());
             } else if !watched.readable() {
                 todo.remove_range(watched.range());
@@ -103,12 +100,12 @@ impl Tracker {
         }));
     }
 
-    /// The pages were numbered anew: jobs under way cannot be answered.
-    pub(super) fn abandon_jobs(&mut self) {
+    /// Jobs under way cannot be answered: the pages were numbered anew, or the VM is gone.
+    pub(super) fn abandon_jobs(&mut self, error: JobError) {
         for job in std::mem::take(&mut self.jobs) {
             match job {
-                Job::Sync(job) => drop(job.reply.send(Err(JobError::Changed))),
-                Job::Verify(job) => drop(job.reply.send(Err(JobError::Changed))),
+                Job::Sync(job) => drop(job.reply.send(Err(error))),
+                Job::Verify(job) => drop(job.reply.send(Err(error))),
             }
         }
     }

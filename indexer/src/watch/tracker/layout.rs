@@ -3,11 +3,10 @@
 use std::{sync::Arc, time::Instant};
 
 use memdex_wire::{event::Event, page::PageState};
-
 use roaring::RoaringBitmap;
 
 use super::{Tracker, attach_userfault, region::Watched};
-use crate::{map::Layout, vm::descriptor::VmDescriptor};
+use crate::{host::JobError, map::Layout, vm::descriptor::VmDescriptor};
 
 impl Tracker {
     /// Discovery found the VM changed: keep what is the same, begin anew with the rest.
@@ -24,10 +23,14 @@ impl Tracker {
         self.descriptor = descriptor;
         if cleared {
             // What was written unseen while there was doubt is not found by any witness afterwards.
-            self.doubt_everything();
+            for region in 0..self.regions.len() {
+                let range = self.regions[region].range();
+                self.stale_run(&range);
+            }
+            self.read_again();
         }
         if relaid {
-            self.abandon_jobs();
+            self.abandon_jobs(JobError::Changed);
             self.lay_out(same);
             self.shared.announce(Event::LayoutChanged {
                 vm: self.vm.id().to_owned(),
@@ -44,16 +47,15 @@ impl Tracker {
         !self.descriptor.doubts.is_empty()
     }
 
-    /// Every page that is watched may have been written unseen: all of them are read again.
-    pub(super) fn doubt_everything(&mut self) {
-        for region in 0..self.regions.len() {
-            if self.regions[region].armed() {
-                let range = self.regions[region].range();
-                self.stale_run(&range);
-                let unqueued = RoaringBitmap::from_iter(range) - self.queue.all();
-                self.queue.ready(&unqueued);
-            }
+    /// Queues every readable page that is queued nowhere. One that is not stale becomes so when its turn has come, so that the
+    /// map stays usable meanwhile.
+    pub(super) fn read_again(&mut self) {
+        let mut pages = RoaringBitmap::new();
+        for watched in self.regions.iter().filter(|watched| watched.readable()) {
+            pages.insert_range(watched.range());
         }
+        pages -= self.queue.all();
+        self.queue.ready(&pages);
     }
 
     /// Tries once more what did not work: another daemon or a debugger may have let go of the VMM, memory may be readable again.
@@ -114,6 +116,9 @@ impl Tracker {
         }
         self.unseen.remove_range(kept..);
         self.unseen.insert_range(kept..pages);
+        for unreadable in self.regions.iter().filter(|watched| !watched.readable()) {
+            self.unseen.remove_range(unreadable.range());
+        }
         // Of the pages that stay, what is awaited or being discarded stays so: reading them early would miss the write.
         self.queue.forget_from(kept);
         self.watch_marks();

@@ -4,12 +4,14 @@
 //! whatever else is going on: commands, tick (marks → stale → scan), one batch of ready pages, a piece of a job.
 
 mod audit;
+mod digest;
 mod jobs;
 mod layout;
 mod marks;
 mod region;
 mod settle;
 mod status;
+mod trouble;
 
 use std::{
     collections::VecDeque,
@@ -40,6 +42,8 @@ use region::Watched;
 const ROTATION: Duration = Duration::from_secs(1);
 /// Shortest time from laying the marks out to doing it again because KVM's memory slots moved.
 const REWATCH: Duration = Duration::from_millis(500);
+/// Where writes can go unseen everything is read again, but so seldom that it takes a tenth of the hashing threads' time at most.
+const REHASH_PAUSE: u32 = 10;
 /// Time after which what did not work is tried again; it doubles each time, up to [`TRY_AT_LEAST`].
 const TRY_AGAIN: Duration = Duration::from_secs(15);
 const TRY_AT_LEAST: Duration = Duration::from_secs(3600);
@@ -267,17 +271,22 @@ impl Tracker {
             self.last_audit = Instant::now();
             self.vm.map_mut().compact();
         }
-        if self.last_rehash.elapsed() >= self.options.rehash {
+        if self
+            .pass_took
+            .is_some_and(|took| self.last_rehash.elapsed() >= self.options.rehash.max(took * REHASH_PAUSE))
+        {
             self.last_rehash = Instant::now();
+            if self.doubted() {
+                self.read_again();
+            }
             for watched in self.regions.iter().filter(|watched| watched.readable() && !watched.armed()) {
                 self.queue.ready_run(watched.range());
             }
-            if self.doubted() {
-                self.doubt_everything();
-            }
         }
         let lame = self.userfault.is_err() || self.regions.iter().any(|watched| !watched.readable());
-        if lame && self.last_try.elapsed() >= self.try_after {
+        if !lame {
+            self.try_after = TRY_AGAIN;
+        } else if self.last_try.elapsed() >= self.try_after {
             self.try_again();
             // Where it never works it shall not be asked for all the time: asking stops a thread of the VMM.
             self.last_try = Instant::now();
@@ -293,7 +302,7 @@ impl Tracker {
 
     /// Leaves the VMM without our protection: no write of its guest costs a fault because of us any more.
     fn release(&mut self) {
-        self.abandon_jobs();
+        self.abandon_jobs(JobError::Gone);
         if let Ok(userfault) = &self.userfault {
             for watched in self.regions.iter().filter(|watched| watched.armed()) {
                 let _ = userfault.unregister(watched.region.start..watched.region.end());

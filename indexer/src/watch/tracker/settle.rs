@@ -1,19 +1,17 @@
 //! arm → read → hash → check → publish, for one batch of pages of one region.
 
-use std::ops::Range;
-
 use memdex_wire::{Fingerprint, page::PageState};
-use rayon::prelude::*;
 use roaring::RoaringBitmap;
 
-use super::{Lost, Tracker, region::Watch};
+use super::{
+    Lost, Tracker,
+    digest::{PIECE, digest_parallel},
+    trouble::Trouble,
+};
 use crate::{
-    fingerprint::{
-        Hasher, Page,
-        pool::{HashPool, Pending},
-    },
+    fingerprint::pool::Pending,
     map::{Change, Content, Place},
-    memory::{MemoryError, RegionMemory},
+    memory::MemoryError,
     units::PageRange,
     watch::{
         pagemap::ScanError,
@@ -21,12 +19,6 @@ use crate::{
     },
 };
 
-/// Pages in one piece of work of a hashing thread, hashed in place.
-const PIECE: u32 = 1024;
-/// The same for pages that are copied together: each hashing thread keeps room for so many.
-const GATHERED: u32 = 128;
-/// A run of at least this many pages is hashed in place; shorter ones are gathered, so that every SIMD lane is used.
-const IN_PLACE: u32 = 128;
 /// A scan for written pages bridges gaps of this many pages: a system call costs about as much as walking them.
 const SCAN_GAP: u32 = 64;
 
@@ -86,7 +78,7 @@ impl Tracker {
             rest.remove_range(..end);
             batch.remove_range(end..);
             self.queue.ready(&rest);
-            if self.regions[region].armed() {
+            if self.regions[region].armed() && !self.doubted() {
                 // What became current in the meantime (a sync, a page queued twice) need not be read again.
                 let (from, to) = (first, batch.max().map_or(first, |last| last + 1));
                 batch &= self.vm.map().in_state(from..to, &[PageState::Stale]);
@@ -129,6 +121,10 @@ impl Tracker {
 
     /// The first half: arms the pages and lets the pool read them. `None` if they cannot be read now.
     fn begin(&mut self, region: usize, pages: RoaringBitmap) -> Result<Option<Reading>, Lost> {
+        if self.regions[region].armed() {
+            // Arming wipes out what the page table knows of earlier writes: from here on only a publication makes a page current.
+            self.stale(&pages);
+        }
         match self.try_begin(region, pages) {
             Ok(reading) => Ok(reading),
             Err((trouble, pages)) => {
@@ -238,15 +234,6 @@ impl Tracker {
         Ok(doubtful)
     }
 
-    fn trouble(&mut self, region: usize, trouble: Trouble) -> Result<(), Lost> {
-        match trouble {
-            Trouble::Lost(lost) => return Err(lost),
-            Trouble::Region(error) => self.region_lost(region, &error),
-            Trouble::NotWatched => self.region_not_watched(region)?,
-        }
-        Ok(())
-    }
-
     /// Those of `pages` that eBPF has marked since the marks were last taken.
     fn with_marks(&self, pages: &RoaringBitmap) -> RoaringBitmap {
         let Some(marks) = &self.marks else { return RoaringBitmap::new() };
@@ -323,186 +310,5 @@ impl Tracker {
             }
         }
         Ok(())
-    }
-
-    /// Whether the userfaultfd still covers a region: false after the VMM mapped something else there.
-    fn userfault_works(&self, region: usize) -> bool {
-        let watched = &self.regions[region];
-        let first = watched.first_page..watched.first_page + 1;
-        !matches!(
-            self.pagemap.written(watched.addresses(&first), &mut Vec::new()),
-            Err(ScanError::NotWatched)
-        )
-    }
-
-    /// The VMM mapped something else where a region was: nothing known of it holds.
-    pub(super) fn region_not_watched(&mut self, region: usize) -> Result<(), Lost> {
-        let range = self.regions[region].range();
-        self.vm.counters.regions_remapped.add(1);
-        self.stale_run(&range);
-        let watched = &self.regions[region];
-        let renewed = RegionMemory::open(self.process, &watched.region)
-            .map(std::sync::Arc::new)
-            .map_err(|error| error.to_string())
-            .and_then(|memory| {
-                let userfault = self.userfault.as_ref().map_err(Clone::clone)?;
-                let addresses = watched.region.start..watched.region.end();
-                userfault.register(addresses).map_err(|error| error.to_string())?;
-                Ok(memory)
-            });
-        let watched = &mut self.regions[region];
-        watched.epoch += 1;
-        match renewed {
-            Ok(memory) => {
-                let name = &watched.region.name;
-                tracing::warn!(vm = %self.vm.id(), region = name, "the VMM mapped this region anew; reading all of it again");
-                watched.memory = Some(memory);
-                self.queue.ready_run(range);
-            }
-            Err(reason) => {
-                // The VMM is ending, or took the region away: the next sweep says which.
-                tracing::debug!(vm = %self.vm.id(), region = watched.region.name, reason, "a region is gone");
-                watched.watch = Watch::Unreadable(reason);
-            }
-        }
-        self.update_status();
-        self.share_memory();
-        Ok(())
-    }
-
-    /// A region's memory went away while it was read. Discovery will say what is there now.
-    fn region_lost(&mut self, region: usize, error: &MemoryError) {
-        let watched = &mut self.regions[region];
-        tracing::warn!(vm = %self.vm.id(), region = watched.region.name, %error, "lost a region");
-        watched.lost(error);
-        let range = watched.range();
-        self.stale_run(&range);
-        self.update_status();
-        self.share_memory();
-    }
-}
-
-/// Why a batch could not be settled.
-#[derive(Debug)]
-pub(super) enum Trouble {
-    /// The VM is gone.
-    Lost(Lost),
-    /// This region's memory is gone or cannot be read.
-    Region(MemoryError),
-    /// Something else is mapped there now.
-    NotWatched,
-}
-
-impl From<MemoryError> for Trouble {
-    fn from(error: MemoryError) -> Self {
-        match error {
-            MemoryError::Gone => Self::Lost(Lost::ended()),
-            other => Self::Region(other),
-        }
-    }
-}
-
-impl From<ScanError> for Trouble {
-    fn from(error: ScanError) -> Self {
-        match error {
-            ScanError::NotWatched => Self::NotWatched,
-            other => Self::Lost(other.into()),
-        }
-    }
-}
-
-/// Digests of runs of a region's pages, in order; `None` for a page of zeros.
-pub(super) fn digest(
-    pool: &HashPool,
-    memory: &RegionMemory,
-    runs: &[PageRange],
-) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
-    pool.install(|| digest_parallel(memory, runs))
-}
-
-/// The same, called on a thread of the pool.
-fn digest_parallel(
-    memory: &RegionMemory,
-    runs: &[PageRange],
-) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
-    let pieces = pieces(runs);
-    let parts: Result<Vec<_>, _> = pieces.par_iter().map(|piece| digest_piece(memory, piece)).collect();
-    let mut parts = parts?;
-    if parts.len() == 1 {
-        return Ok(parts.swap_remove(0));
-    }
-    Ok(parts.concat())
-}
-
-/// Splits runs into pieces of at most [`PIECE`] pages, keeping their order. A long run is a piece of its own.
-fn pieces(runs: &[PageRange]) -> Vec<Vec<PageRange>> {
-    let mut pieces: Vec<Vec<PageRange>> = Vec::new();
-    let mut room = 0;
-    for run in runs {
-        let mut rest = run.clone();
-        while !rest.is_empty() {
-            let long = rest.end - rest.start >= IN_PLACE;
-            if long || room == 0 {
-                pieces.push(Vec::new());
-                room = if long { PIECE } else { GATHERED };
-            }
-            let len = (rest.end - rest.start).min(room);
-            let piece = pieces.last_mut().expect("one was pushed when there was no room");
-            piece.push(rest.start..rest.start + len);
-            rest.start += len;
-            room = if long { 0 } else { room - len };
-        }
-    }
-    pieces
-}
-
-fn digest_piece(memory: &RegionMemory, runs: &[PageRange]) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
-    thread_local! {
-        static WORKSPACE: std::cell::RefCell<(Hasher, Vec<u8>)> = std::cell::RefCell::new((Hasher::new(), Vec::new()));
-    }
-    WORKSPACE.with_borrow_mut(|(hasher, scratch)| {
-        let mut out = Vec::new();
-        if let [run] = runs
-            && run.end - run.start >= IN_PLACE
-        {
-            memory.with_pages(run.clone(), scratch, |pages| hasher.fingerprint(pages, &mut out))?;
-            return Ok(out);
-        }
-        let pages: usize = runs.iter().map(Range::len).sum();
-        scratch.resize(pages * size_of::<Page>(), 0);
-        let mut rest = scratch.as_mut_slice();
-        for run in runs {
-            let (part, after) = rest.split_at_mut(run.len() * size_of::<Page>());
-            memory.read(run.clone(), part)?;
-            rest = after;
-        }
-        hasher.fingerprint(scratch.as_chunks().0, &mut out);
-        Ok(out)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn pieces_hold_all_pages_in_order(lens in prop::collection::vec((0u32..300, 1u32..5000), 0..30)) {
-            let mut at = 0;
-            let runs: Vec<_> = lens
-                .iter()
-                .map(|(gap, len)| {
-                    let start = at + gap + 1;
-                    at = start + len;
-                    start..at
-                })
-                .collect();
-            let pieces = pieces(&runs);
-            let flat: Vec<u32> = pieces.iter().flatten().cloned().flatten().collect();
-            prop_assert_eq!(flat, runs.iter().cloned().flatten().collect::<Vec<_>>());
-            prop_assert!(pieces.iter().all(|piece| piece.iter().map(Range::len).sum::<usize>() <= PIECE as usize));
-        }
     }
 }

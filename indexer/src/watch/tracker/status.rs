@@ -39,6 +39,7 @@ impl Tracker {
             coverage: self.regions.iter().map(Watched::coverage).collect(),
         };
         if self.vm.set_status(status) {
+            tracing::info!(vm = %self.vm.id(), ?tracking, reasons = reasons.join("; "), "tracking changed");
             self.shared.announce(Event::TrackingChanged { vm: self.vm.id().to_owned(), tracking, reasons });
         }
     }

@@ -24,6 +24,7 @@
 //! ```
 //! The first line out is `ready`; then one line for each command: `ok …` or `error …`.
 
+mod guest;
 mod machine;
 mod ram;
 mod ring;

@@ -1,0 +1,115 @@
+//! Reading and hashing the pages of a batch on the pool: cut into pieces, in place where the runs are long.
+
+use std::ops::Range;
+
+use memdex_wire::Fingerprint;
+use rayon::prelude::*;
+
+use crate::{
+    fingerprint::{Hasher, Page, pool::HashPool},
+    memory::{MemoryError, RegionMemory},
+    units::PageRange,
+};
+
+/// Pages in one piece of work of a hashing thread, hashed in place.
+pub(super) const PIECE: u32 = 1024;
+/// The same for pages that are copied together: each hashing thread keeps room for so many.
+const GATHERED: u32 = 128;
+/// A run of at least this many pages is hashed in place; shorter ones are gathered, so that every SIMD lane is used.
+const IN_PLACE: u32 = 128;
+
+/// Digests of runs of a region's pages, in order; `None` for a page of zeros.
+pub(super) fn digest(
+    pool: &HashPool,
+    memory: &RegionMemory,
+    runs: &[PageRange],
+) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
+    pool.install(|| digest_parallel(memory, runs))
+}
+
+/// The same, called on a thread of the pool.
+pub(super) fn digest_parallel(
+    memory: &RegionMemory,
+    runs: &[PageRange],
+) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
+    let pieces = pieces(runs);
+    let parts: Result<Vec<_>, _> = pieces.par_iter().map(|piece| digest_piece(memory, piece)).collect();
+    let mut parts = parts?;
+    if parts.len() == 1 {
+        return Ok(parts.swap_remove(0));
+    }
+    Ok(parts.concat())
+}
+
+/// Splits runs into pieces of at most [`PIECE`] pages, keeping their order. A long run is a piece of its own.
+fn pieces(runs: &[PageRange]) -> Vec<Vec<PageRange>> {
+    let mut pieces: Vec<Vec<PageRange>> = Vec::new();
+    let mut room = 0;
+    for run in runs {
+        let mut rest = run.clone();
+        while !rest.is_empty() {
+            let long = rest.end - rest.start >= IN_PLACE;
+            if long || room == 0 {
+                pieces.push(Vec::new());
+                room = if long { PIECE } else { GATHERED };
+            }
+            let len = (rest.end - rest.start).min(room);
+            let piece = pieces.last_mut().expect("one was pushed when there was no room");
+            piece.push(rest.start..rest.start + len);
+            rest.start += len;
+            room = if long { 0 } else { room - len };
+        }
+    }
+    pieces
+}
+
+fn digest_piece(memory: &RegionMemory, runs: &[PageRange]) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
+    thread_local! {
+        static WORKSPACE: std::cell::RefCell<(Hasher, Vec<u8>)> = std::cell::RefCell::new((Hasher::new(), Vec::new()));
+    }
+    WORKSPACE.with_borrow_mut(|(hasher, scratch)| {
+        let mut out = Vec::new();
+        if let [run] = runs
+            && run.end - run.start >= IN_PLACE
+        {
+            memory.with_pages(run.clone(), scratch, |pages| hasher.fingerprint(pages, &mut out))?;
+            return Ok(out);
+        }
+        let pages: usize = runs.iter().map(Range::len).sum();
+        scratch.resize(pages * size_of::<Page>(), 0);
+        let mut rest = scratch.as_mut_slice();
+        for run in runs {
+            let (part, after) = rest.split_at_mut(run.len() * size_of::<Page>());
+            memory.read(run.clone(), part)?;
+            rest = after;
+        }
+        hasher.fingerprint(scratch.as_chunks().0, &mut out);
+        Ok(out)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pieces_hold_all_pages_in_order(lens in prop::collection::vec((0u32..300, 1u32..5000), 0..30)) {
+            let mut at = 0;
+            let runs: Vec<_> = lens
+                .iter()
+                .map(|(gap, len)| {
+                    let start = at + gap + 1;
+                    at = start + len;
+                    start..at
+                })
+                .collect();
+            let pieces = pieces(&runs);
+            let flat: Vec<u32> = pieces.iter().flatten().cloned().flatten().collect();
+            prop_assert_eq!(flat, runs.iter().cloned().flatten().collect::<Vec<_>>());
+            prop_assert!(pieces.iter().all(|piece| piece.iter().map(Range::len).sum::<usize>() <= PIECE as usize));
+        }
+    }
+}
