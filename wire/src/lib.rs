@@ -1,6 +1,6 @@
 //! What crosses the network between memdex daemons, the `memdex` command and other tools: version 1.
 //!
-//! This crate owns the *shapes*: JSON documents ([`vm`], [`page`], [`content`], [`diff`], [`job`], [`event`], [`problem`]) and the
+//! This crate owns the *shapes*: JSON documents ([`vm`], [`page`], [`content`], [`diff`], [`job`], [`migration`], [`event`], [`problem`]) and the
 //! binary media types for bulk ([`bulk`]). It never does I/O and holds no state, so that a migration tool can depend on
 //! it without pulling in an HTTP stack.
 //!
@@ -13,6 +13,7 @@ pub mod diff;
 pub mod event;
 mod fingerprint;
 pub mod job;
+pub mod migration;
 pub mod page;
 pub mod problem;
 pub mod vm;

@@ -43,12 +43,16 @@ pub enum Code {
     NotFound,
     /// No VM with this id, name or pid. 404
     VmNotFound,
+    /// No migration with this id. 404
+    MigrationNotFound,
     /// The path exists, the method does not. 405
     MethodNotAllowed,
     /// None of the media types asked for can be made. 406
     NotAcceptable,
     /// More than one VM has this name. 409
     VmAmbiguous,
+    /// It cannot be done as things are: a check failed, or something else is under way with this VM. 409
+    Conflict,
     /// The VM ended while the request was under way. 410
     VmGone,
     /// The body is larger than this resource takes. 413
@@ -79,10 +83,10 @@ impl Code {
         match self {
             Self::BadRequest => 400,
             Self::Unauthorized => 401,
-            Self::NotFound | Self::VmNotFound => 404,
+            Self::NotFound | Self::VmNotFound | Self::MigrationNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::NotAcceptable => 406,
-            Self::VmAmbiguous => 409,
+            Self::VmAmbiguous | Self::Conflict => 409,
             Self::VmGone => 410,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
