@@ -1,0 +1,92 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn prints() -> impl Strategy<Value = Fingerprint> {
+    any::<[u8; 32]>().prop_map(Fingerprint::new)
+}
+
+fn body(frame: &[u8]) -> (u8, &[u8]) {
+    let (length, kind) = ToSource::head(frame[..FRAME_HEADER].try_into().unwrap()).unwrap();
+    assert_eq!(length, frame.len() - FRAME_HEADER);
+    (kind, &frame[FRAME_HEADER..])
+}
+
+proptest! {
+    #[test]
+    fn offers_and_needs_round_trip(
+        batch: u32, push: bool,
+        pages in prop::collection::vec((any::<u32>(), prints()), 0..40),
+        positions in prop::collection::vec(any::<u16>(), 0..40),
+    ) {
+        let offer = ToDestination::Offer { batch, push, pages };
+        let frame = offer.encode();
+        let (kind, bytes) = body(&frame);
+        prop_assert_eq!(ToDestination::decode(kind, bytes).unwrap(), offer);
+        let need = ToSource::Need { batch, positions };
+        let frame = need.encode();
+        let (kind, bytes) = body(&frame);
+        prop_assert_eq!(ToSource::decode(kind, bytes).unwrap(), need);
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_never_a_panic(kind: u8, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = ToDestination::decode(kind, &bytes);
+        let _ = ToSource::decode(kind, &bytes);
+        if let Some(head) = bytes.first_chunk() {
+            let _ = ToSource::head(*head);
+        }
+        if let Some(head) = bytes.first_chunk() {
+            if let Ok(head) = BlockHeader::decode(head) {
+                prop_assert!(head.payload as usize <= MAX_PAYLOAD);
+                prop_assert_eq!(BlockHeader::decode(&head.encode()).unwrap(), head);
+            }
+        }
+    }
+
+    #[test]
+    fn one_page_changes_the_digest(mut pages in prop::collection::vec(prints(), 1..50), at: prop::sample::Index) {
+        let before = chunk_digest(&pages);
+        let at = at.index(pages.len());
+        let kept = pages[at];
+        pages[at] = if kept == ZERO { Fingerprint::new([1; 32]) } else { ZERO };
+        prop_assert_ne!(chunk_digest(&pages), before);
+        pages[at] = kept;
+        prop_assert_eq!(chunk_digest(&pages), before);
+    }
+}
+
+#[test]
+fn other_frames_round_trip() {
+    for frame in [
+        ToDestination::Digest([7; 32]),
+        ToDestination::PrepareDevice,
+        ToDestination::Device(vec![1, 2, 3]),
+        ToDestination::DeviceEnd,
+        ToDestination::HandOver { run: true },
+        ToDestination::Abort("because".to_owned()),
+        ToDestination::Ping,
+    ] {
+        let bytes = frame.encode();
+        let (kind, body) = body(&bytes);
+        assert_eq!(ToDestination::decode(kind, body).unwrap(), frame);
+    }
+    for frame in [
+        ToSource::Done { batch: 3 },
+        ToSource::Digest([7; 32]),
+        ToSource::DeviceReady,
+        ToSource::DeviceLoaded,
+        ToSource::Running,
+        ToSource::Fail("because".to_owned()),
+        ToSource::Pong,
+    ] {
+        let bytes = frame.encode();
+        let (kind, body) = body(&bytes);
+        assert_eq!(ToSource::decode(kind, body).unwrap(), frame);
+    }
+}
+
+#[test]
+fn a_frame_that_announces_too_much_is_refused() {
+    assert!(ToSource::head([0xff, 0xff, 0xff, 0xff, 65]).is_err());
+}
