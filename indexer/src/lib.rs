@@ -17,6 +17,7 @@ pub mod listen;
 pub mod map;
 pub mod memory;
 pub mod metrics;
+pub mod migrate;
 pub mod peer;
 pub mod units;
 pub mod vm;

@@ -191,6 +191,10 @@ impl Client {
         self.0.body(response, limits::MAX_HEALTH_BYTES, deadline).await.map(drop)
     }
 
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.0
+    }
+
     fn quick(&self) -> Deadline {
         Deadline::answer(self.0.timeouts.answer)
     }

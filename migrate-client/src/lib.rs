@@ -21,6 +21,7 @@
 //! library leaves it out with `default-features = false`. The documents themselves are in [`memdex_wire`].
 #![forbid(unsafe_code)]
 
+mod channel;
 mod client;
 mod error;
 mod events;
@@ -30,6 +31,7 @@ mod token;
 mod transport;
 mod url;
 
+pub use channel::{Channel, ChannelKind};
 pub use client::{Client, ClientOptions};
 pub use error::ClientError;
 pub use events::EventStream;

@@ -52,6 +52,12 @@ impl Token {
         }
     }
 
+    /// The text of the token, for a program of one's own that has to show it in turn. Never print it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.to_str().unwrap_or_default().trim_start_matches("Bearer ")
+    }
+
     /// The value of the `Authorization` header.
     pub(crate) fn header(&self) -> HeaderValue {
         self.0.clone()

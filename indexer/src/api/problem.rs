@@ -62,6 +62,7 @@ impl ApiError {
                 Code::Unavailable,
                 format!("too many others wait for a {what} of {vm} already: try again in a moment"),
             ),
+            JobError::Receiving => Self::new(Code::Unavailable, format!("no {what} of {vm} now: {error}")),
             JobError::Changed => Self::new(
                 Code::Unavailable,
                 format!("the memory layout of {vm} changed during the {what} (a hotplug): try again"),

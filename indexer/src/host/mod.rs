@@ -3,6 +3,8 @@
 //! Owns the registry. Discovery says what runs, a [tracker](crate::watch::tracker) for each VM keeps its map, readers come
 //! through [`Host`] and [`Vm`]. Never reads guest memory itself, save to hand out a content that was asked for.
 
+mod content;
+mod kept;
 mod registry;
 mod vm;
 
@@ -29,6 +31,8 @@ use crate::{
         tracker::TrackerOptions,
     },
 };
+pub(crate) use content::ContentSource;
+pub use kept::KeptFigures;
 use registry::Registry;
 pub(crate) use vm::Status;
 pub use vm::{JobError, Vm};
@@ -49,6 +53,8 @@ pub struct HostOptions {
     pub hooks: HookOptions,
     /// Time from one sweep for VMs to the next.
     pub sweep: Duration,
+    /// Most bytes of content kept of VMs that moved away.
+    pub keep_bytes: u64,
 }
 
 impl Default for HostOptions {
@@ -59,6 +65,7 @@ impl Default for HostOptions {
             tracker: TrackerOptions::default(),
             hooks: HookOptions::default(),
             sweep: Duration::from_millis(500),
+            keep_bytes: 0,
         }
     }
 }
@@ -111,6 +118,18 @@ impl Shared {
     pub(crate) fn announce(&self, event: Event) {
         let _ = self.events.send(event);
     }
+
+    /// Copies content from wherever this host has it. The copy is hashed: if this returns true, `page` has that fingerprint.
+    pub(crate) fn copy_content(&self, fingerprint: &Fingerprint, page: &mut Page) -> bool {
+        let mut places = Vec::new();
+        self.index.candidates(fingerprint, &mut places);
+        places.iter().any(|place| {
+            let Some(source) = self.registry.by_map(place.map) else { return false };
+            source.holds(place.page, fingerprint)
+                && source.read(place.page, page).is_some()
+                && blake3::hash(page.as_slice()).as_bytes() == fingerprint.as_bytes()
+        })
+    }
 }
 
 /// A handle on the host; clones name the same one.
@@ -131,6 +150,8 @@ pub struct HostMetrics {
     pub vms: u64,
     /// VMs that have ended since the daemon started.
     pub vms_gone: u64,
+    /// What VMs that moved away left behind.
+    pub kept: KeptFigures,
 }
 
 impl Host {
@@ -206,14 +227,13 @@ impl Host {
     /// fingerprint, whatever happened to the page since it was indexed.
     #[must_use]
     pub fn read_content(&self, fingerprint: &Fingerprint) -> Option<Box<Page>> {
-        let mut places = Vec::new();
-        self.shared.index.candidates(fingerprint, &mut places);
         let mut page = Box::new([0u8; PAGE_SIZE]);
-        places.iter().find_map(|place| {
-            let vm = self.shared.registry.by_map(place.map)?;
-            vm.read_page(place.page, &mut page)?;
-            (blake3::hash(page.as_slice()).as_bytes() == fingerprint.as_bytes()).then(|| page.clone())
-        })
+        self.shared.copy_content(fingerprint, &mut page).then_some(page)
+    }
+
+    /// What all VMs share.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// What happens from now on.
@@ -236,6 +256,7 @@ impl Host {
             hash_threads: self.shared.pool.threads() as u64,
             vms: self.shared.registry.all().len() as u64,
             vms_gone: self.shared.registry.gone(),
+            kept: self.shared.registry.kept.figures(),
         }
     }
 
@@ -253,6 +274,7 @@ fn sweep(shared: &Arc<Shared>) {
     while !shared.stopping.load(Relaxed) {
         let found = discovery.sweep(slots.read(&shared.hooks).as_deref());
         shared.registry.update(shared, &found);
+        shared.registry.give_up(shared, shared.options.keep_bytes);
         shared.swept.store(true, Relaxed);
         std::thread::park_timeout(shared.options.sweep);
     }

@@ -10,9 +10,9 @@ use std::{
     thread::JoinHandle,
 };
 
-use memdex_wire::{Fingerprint, event::Event, page::PageState};
+use memdex_wire::{Fingerprint, event::Event};
 
-use super::{FindError, Shared, Vm};
+use super::{FindError, Shared, Vm, content::ContentSource, kept::Kept};
 use crate::{
     map::{MapId, Place},
     vm::descriptor::{ProcessId, VmDescriptor},
@@ -24,7 +24,10 @@ use crate::{
 pub(crate) struct Registry {
     /// Read by every request, written when a VM comes or goes.
     vms: RwLock<Vec<Arc<Vm>>>,
-    by_map: RwLock<HashMap<MapId, Arc<Vm>>>,
+    /// Everything that the reverse index may name.
+    by_map: RwLock<HashMap<MapId, Arc<dyn ContentSource>>>,
+    /// What VMs that moved away left behind.
+    pub(super) kept: Kept,
     /// Used by the sweeping thread alone.
     trackers: Mutex<HashMap<ProcessId, JoinHandle<()>>>,
     /// VMs that cannot be tracked at all; said once, not at every sweep.
@@ -42,18 +45,37 @@ impl Registry {
         self.gone.load(Relaxed)
     }
 
-    pub(super) fn by_map(&self, map: MapId) -> Option<Arc<Vm>> {
+    pub(super) fn by_map(&self, map: MapId) -> Option<Arc<dyn ContentSource>> {
         self.by_map.read().unwrap_or_else(PoisonError::into_inner).get(&map).cloned()
     }
 
     /// Whether a place holds this content right now.
     pub(super) fn holds(&self, place: &Place, fingerprint: &Fingerprint) -> bool {
         let by_map = self.by_map.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(vm) = by_map.get(&place.map) else { return false };
-        let map = vm.map();
-        place.page < map.pages() && {
-            let view = map.page(place.page);
-            view.state == PageState::Current && view.fingerprint.as_ref() == Some(fingerprint)
+        by_map.get(&place.map).is_some_and(|source| source.holds(place.page, fingerprint))
+    }
+
+    /// A number that no source had before.
+    pub(crate) fn new_map(&self) -> MapId {
+        MapId(self.next_map.fetch_add(1, Relaxed))
+    }
+
+    /// From now on the reverse index may name this source.
+    pub(crate) fn add_source(&self, source: Arc<dyn ContentSource>) {
+        self.by_map.write().unwrap_or_else(PoisonError::into_inner).insert(source.map_id(), source);
+    }
+
+    /// From now on it may not.
+    pub(crate) fn remove_source(&self, shared: &Shared, map: MapId) {
+        self.by_map.write().unwrap_or_else(PoisonError::into_inner).remove(&map);
+        shared.index.forget(map);
+    }
+
+    /// Gives up what is kept beyond `most` bytes, or while memory is scarce.
+    pub(super) fn give_up(&self, shared: &Shared, most: u64) {
+        for vm in self.kept.give_up(most) {
+            tracing::info!(vm = %vm.id(), name = vm.name(), "giving up what this VM left behind");
+            self.remove_source(shared, vm.map_id());
         }
     }
 
@@ -108,12 +130,12 @@ impl Registry {
     }
 
     fn add(&self, shared: &Arc<Shared>, descriptor: Arc<VmDescriptor>) {
-        let map = MapId(self.next_map.fetch_add(1, Relaxed));
+        let map = self.new_map();
         let (sender, commands) = mpsc::sync_channel(COMMANDS);
         let process = descriptor.process;
         let vm = Arc::new(Vm::new(descriptor, map, sender));
         self.vms.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&vm));
-        self.by_map.write().unwrap_or_else(PoisonError::into_inner).insert(map, Arc::clone(&vm));
+        self.add_source(Arc::<Vm>::clone(&vm));
         tracing::info!(vm = %vm.id(), name = vm.name(), "found a VM");
         shared.announce(Event::VmAppeared { vm: vm.id().to_owned(), name: vm.name().to_owned() });
         let thread = {
@@ -134,8 +156,12 @@ impl Registry {
 
     fn remove(&self, shared: &Shared, vm: &Arc<Vm>, reason: &str) {
         self.vms.write().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, vm));
-        self.by_map.write().unwrap_or_else(PoisonError::into_inner).remove(&vm.map_id());
-        shared.index.forget(vm.map_id());
+        if vm.moved_away() && shared.options.keep_bytes > 0 {
+            self.kept.add(Arc::clone(vm));
+            self.give_up(shared, shared.options.keep_bytes);
+        } else {
+            self.remove_source(shared, vm.map_id());
+        }
         self.gone.fetch_add(1, Relaxed);
         tracing::info!(vm = %vm.id(), name = vm.name(), reason, "no longer indexed");
         let (vm, name) = (vm.id().to_owned(), vm.name().to_owned());
@@ -151,6 +177,7 @@ impl Registry {
         for (_, thread) in trackers {
             let _ = thread.join();
         }
+        self.kept.take_all();
     }
 }
 

@@ -1,7 +1,11 @@
 //! One VM as readers see it.
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -14,7 +18,6 @@ use memdex_wire::{
 use tokio::sync::oneshot;
 
 use crate::{
-    fingerprint::Page,
     map::{Layout, LayoutRegion, MapId, MapSnapshot, PageMap},
     memory::RegionMemory,
     metrics::VmCounters,
@@ -38,6 +41,9 @@ pub enum JobError {
     /// The pages were numbered anew.
     #[error("the VM's memory layout changed meanwhile: try again")]
     Changed,
+    /// A migration fills the VM's memory.
+    #[error("the VM's memory is just being received from another host: try again when the migration is done")]
+    Receiving,
 }
 
 /// How well a VM is watched.
@@ -83,6 +89,10 @@ pub struct Vm {
     /// Figures for `/metrics`.
     pub counters: VmCounters,
     stop: OnceLock<&'static str>,
+    /// Its memory is being filled by a migration.
+    receiving: AtomicBool,
+    /// It runs on another host now.
+    moved_away: AtomicBool,
 }
 
 impl Vm {
@@ -111,6 +121,8 @@ impl Vm {
             commands,
             counters: VmCounters::default(),
             stop: OnceLock::new(),
+            receiving: AtomicBool::new(false),
+            moved_away: AtomicBool::new(false),
         }
     }
 
@@ -229,12 +241,41 @@ impl Vm {
         }
     }
 
-    /// Copies a page's bytes as they are now; `None` if it cannot be read.
-    pub(super) fn read_page(&self, page: u32, into: &mut Page) -> Option<()> {
+    /// Copies the bytes of pages in a row as they are now; `None` if they cannot be read, or are not all of one region.
+    pub(crate) fn read_run(&self, run: PageRange, into: &mut [u8]) -> Option<()> {
         let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-        let (range, memory) = memory.iter().find(|(range, _)| range.contains(&page))?;
-        let page = page - range.start;
-        memory.read(page..page + 1, into).ok()
+        let (range, memory) = memory.iter().find(|(range, _)| range.contains(&run.start))?;
+        memory.read(run.start - range.start..run.end - range.start, into).ok()
+    }
+
+    /// Makes the tracker stand aside: somebody else fills this VM's memory. Returns when it has.
+    pub(crate) async fn stand_aside(&self, timeout: Duration) -> Result<(), JobError> {
+        self.receiving.store(true, Relaxed);
+        let stood = self.ask(timeout, |reply| Command::StandAside { reply }).await;
+        if stood.is_err() {
+            self.come_back();
+        }
+        stood
+    }
+
+    /// Lets the tracker go on; it reads everything anew.
+    pub(crate) fn come_back(&self) {
+        self.receiving.store(false, Relaxed);
+        let _ = self.commands.try_send(Command::Wake);
+    }
+
+    /// Whether this VM's memory is being filled by somebody else.
+    pub(crate) fn receiving(&self) -> bool {
+        self.receiving.load(Relaxed)
+    }
+
+    /// Says that this VM now runs on another host: what it leaves behind is kept.
+    pub(crate) fn set_moved_away(&self) {
+        self.moved_away.store(true, Relaxed);
+    }
+
+    pub(super) fn moved_away(&self) -> bool {
+        self.moved_away.load(Relaxed)
     }
 
     pub(super) fn changed(&self, descriptor: Arc<VmDescriptor>) {

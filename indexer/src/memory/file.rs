@@ -165,7 +165,12 @@ impl FileMemory {
 }
 
 /// Walks SEEK_DATA and SEEK_HOLE. Parts of pages count as pages.
-fn data(file: &File, offset: u64, pages: Range<u32>, out: &mut Vec<Range<u32>>) -> Result<(), MemoryError> {
+pub(super) fn data(
+    file: &File,
+    offset: u64,
+    pages: Range<u32>,
+    out: &mut Vec<Range<u32>>,
+) -> Result<(), MemoryError> {
     let page = PAGE_SIZE as u64;
     let first = out.len();
     let (mut at, end) = (offset + u64::from(pages.start) * page, offset + u64::from(pages.end) * page);
@@ -193,7 +198,7 @@ fn data(file: &File, offset: u64, pages: Range<u32>, out: &mut Vec<Range<u32>>) 
     Ok(())
 }
 
-fn is(file: &File, wanted: Identity) -> bool {
+pub(super) fn is(file: &File, wanted: Identity) -> bool {
     file.metadata().is_ok_and(|found| found.dev() == wanted.device && found.ino() == wanted.inode)
 }
 
@@ -204,6 +209,15 @@ fn is_shmem(file: &File) -> bool {
 
 /// The file mapped at an address, and the offset of that address in it.
 fn mapped_file(process: &Process, address: Hva) -> io::Result<(File, u64)> {
+    mapped_file_with(process, address, |path| File::open(path))
+}
+
+/// The same, opened as the caller wants it.
+pub(super) fn mapped_file_with(
+    process: &Process,
+    address: Hva,
+    open: impl FnOnce(&Path) -> io::Result<File>,
+) -> io::Result<(File, u64)> {
     let maps = process.with_path("maps", fs::read_to_string)?;
     let (range, offset) = maps
         .lines()
@@ -211,7 +225,7 @@ fn mapped_file(process: &Process, address: Hva) -> io::Result<(File, u64)> {
         .find(|(range, _)| range.contains(&address.0))
         .ok_or(io::ErrorKind::InvalidInput)?;
     let link = format!("/proc/{}/map_files/{:x}-{:x}", process.id().pid, range.start, range.end);
-    let file = File::open(link)?;
+    let file = open(Path::new(&link))?;
     if !process.alive() {
         return Err(Errno::SRCH.into());
     }

@@ -1,5 +1,7 @@
 //! Reading guest pages: in place from the RAM file where there is one, else copied out of the VMM.
 //!
+//! At the destination of a migration also writing ([`Ram`]).
+//!
 //! Owns the ways to the bytes and the promise that reading changes nothing: no page is allocated, no hole filled, no guest
 //! grows because it is indexed, and memory that vanishes under the reader is an error, not a crash. Never interprets the bytes
 //! and never says whether they are current: that takes arming *before* reading (`watch`) and a look at the marks after it.
@@ -7,12 +9,14 @@
 mod bus_error;
 mod file;
 mod process;
+mod ram;
 mod window;
 
 use std::{io, ops::Range};
 
 use memdex_wire::PAGE_SIZE;
 
+pub use self::ram::{Ram, Room};
 use self::{file::FileMemory, process::ProcessMemory};
 use crate::{
     fingerprint::Page,

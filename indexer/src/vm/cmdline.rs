@@ -124,21 +124,33 @@ impl Options {
     /// Reads a command line as `/proc/PID/cmdline` shows it: words that end with a zero byte.
     pub(crate) fn parse(cmdline: &[u8]) -> Self {
         let mut raw = Raw::default();
-        let mut words = cmdline.split(|&byte| byte == 0).skip(1);
-        while let Some(word) = words.next() {
-            let Some(option) = word.strip_prefix(b"-") else { continue };
-            let option = option.strip_prefix(b"-").unwrap_or(option);
-            let option = std::str::from_utf8(option).unwrap_or_default();
-            if option == "enable-kvm" {
-                raw.accelerators.push("kvm".to_owned());
-            } else if !FLAGS.contains(&option)
-                && let Some(argument) = words.next()
-            {
-                raw.option(option, argument);
+        for (option, argument) in words(cmdline) {
+            match argument {
+                None if option == "enable-kvm" => raw.accelerators.push("kvm".to_owned()),
+                None => {}
+                Some(argument) => raw.option(option, argument),
             }
         }
         raw.finish()
     }
+}
+
+/// The options of a command line, each with its argument if it takes one.
+pub(super) fn words(cmdline: &[u8]) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+    let mut words = cmdline.split(|&byte| byte == 0).skip(1);
+    std::iter::from_fn(move || {
+        loop {
+            let Some(option) = words.next()?.strip_prefix(b"-") else { continue };
+            let option = option.strip_prefix(b"-").unwrap_or(option);
+            let option = std::str::from_utf8(option).unwrap_or_default();
+            if FLAGS.contains(&option) {
+                return Some((option, None));
+            }
+            if let Some(argument) = words.next() {
+                return Some((option, Some(argument)));
+            }
+        }
+    })
 }
 
 /// What has been read so far.

@@ -8,6 +8,7 @@
 //! | `processes` | what /proc says about one process |
 //! | `table` | all processes, at little cost |
 //! | `cmdline`, `options` | QEMU's command line |
+//! | `monitors` | where QEMU's command line says that it can be talked to |
 //! | `maps`, `spans`, `files` | mappings and the files behind them |
 //! | `regions` | which mappings are guest RAM |
 //! | `doubts`, `foreign` | writes that tracking can't see |
@@ -23,6 +24,7 @@ pub mod filter;
 mod foreign;
 pub mod kvm;
 pub mod maps;
+pub mod monitors;
 mod options;
 pub mod processes;
 mod regions;

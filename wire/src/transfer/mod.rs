@@ -110,7 +110,9 @@ pub const DIGEST_PAGES: usize = 512;
 #[must_use]
 pub fn chunk_digest(pages: &[Fingerprint]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("memdex 1 digest of a chunk of pages");
-    pages.iter().for_each(|page| drop(hasher.update(page.as_bytes())));
+    for page in pages {
+        hasher.update(page.as_bytes());
+    }
     *hasher.finalize().as_bytes()
 }
 
@@ -119,7 +121,9 @@ pub fn chunk_digest(pages: &[Fingerprint]) -> [u8; 32] {
 pub fn root<'a>(pages: u64, chunks: impl Iterator<Item = &'a [u8; 32]>) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("memdex 1 digest of a guest's memory");
     hasher.update(&pages.to_le_bytes());
-    chunks.for_each(|chunk| drop(hasher.update(chunk)));
+    for chunk in chunks {
+        hasher.update(chunk);
+    }
     *hasher.finalize().as_bytes()
 }
 

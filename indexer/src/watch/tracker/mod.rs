@@ -3,6 +3,7 @@
 //! The only writer of its VM's map. Everything it does is a loop of short steps, so that marks are looked at every tick
 //! whatever else is going on: commands, tick (marks → stale → scan), one batch of ready pages, a piece of a job.
 
+mod aside;
 mod audit;
 mod digest;
 mod jobs;
@@ -81,6 +82,8 @@ pub(crate) enum Command {
     Sync { deadline: Instant, reply: oneshot::Sender<Result<SyncReport, JobError>> },
     /// Read every current page again.
     Verify { reply: oneshot::Sender<Result<VerifyReport, JobError>> },
+    /// Leave the memory alone: a migration fills it. Answered when nothing of it is being read.
+    StandAside { reply: oneshot::Sender<Result<(), JobError>> },
     /// Discovery found the VM changed.
     Changed(Arc<VmDescriptor>),
     /// Look up: tracking may have been stopped.
@@ -128,6 +131,8 @@ pub(crate) struct Tracker {
     /// Room for the changes of a batch, kept to save allocating.
     changes: Vec<Change>,
     full_scan_wanted: bool,
+    /// Somebody else fills the memory; see [`aside`].
+    aside: bool,
     /// KVM's memory slots are not those the marks were laid out for.
     slots_moved: bool,
     pass_began: Instant,
@@ -183,6 +188,7 @@ impl Tracker {
             unseen: RoaringBitmap::new(),
             changes: Vec::new(),
             full_scan_wanted: false,
+            aside: false,
             slots_moved: false,
             pass_began: now,
             pass_took: None,
@@ -220,6 +226,13 @@ impl Tracker {
     }
 
     fn step(&mut self) -> Result<(), Lost> {
+        if self.vm.receiving() {
+            self.step_aside();
+            return Ok(());
+        }
+        if self.aside {
+            self.come_back();
+        }
         let busy = self.queue.has_ready() || !self.jobs.is_empty();
         let due = self.options.tick.saturating_sub(self.last_tick.elapsed());
         let wait = if busy { Duration::ZERO } else { due };
@@ -227,6 +240,8 @@ impl Tracker {
             Ok(Command::Sync { deadline, reply }) => self.begin_sync(deadline, reply)?,
             Ok(Command::Verify { reply }) => self.begin_verify(reply),
             Ok(Command::Changed(descriptor)) => self.changed(descriptor),
+            // It was called off before we heard of it.
+            Ok(Command::StandAside { reply }) => drop(reply.send(Err(JobError::Receiving))),
             Ok(Command::Wake) | Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
         }

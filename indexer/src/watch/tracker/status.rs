@@ -23,6 +23,9 @@ impl Tracker {
                 }
             }
         }
+        if self.aside {
+            reasons.push("its memory is being received from another host".to_owned());
+        }
         if self.regions.is_empty() {
             reasons.push("no guest memory was found in this process".to_owned());
         }

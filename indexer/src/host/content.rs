@@ -1,0 +1,38 @@
+//! Where content on this host can come from: one small interface for VMs that run here, VMs that are coming, and what VMs left behind.
+
+use memdex_wire::{Fingerprint, page::PageState};
+
+use super::Vm;
+use crate::{fingerprint::Page, map::MapId};
+
+/// Pages that may be read, by the numbers that the reverse index knows them by.
+///
+/// Nothing here is to be believed: whoever uses bytes hashes them first.
+pub(crate) trait ContentSource: std::fmt::Debug + Send + Sync {
+    /// Whether the page held this content when it was last looked at.
+    fn holds(&self, page: u32, fingerprint: &Fingerprint) -> bool;
+
+    /// Copies the page's bytes as they are now; `None` if it cannot be read.
+    fn read(&self, page: u32, into: &mut Page) -> Option<()>;
+
+    /// Names the source in the reverse index.
+    fn map_id(&self) -> MapId;
+}
+
+impl ContentSource for Vm {
+    fn holds(&self, page: u32, fingerprint: &Fingerprint) -> bool {
+        let map = self.map();
+        page < map.pages() && {
+            let view = map.page(page);
+            view.state == PageState::Current && view.fingerprint.as_ref() == Some(fingerprint)
+        }
+    }
+
+    fn read(&self, page: u32, into: &mut Page) -> Option<()> {
+        self.read_run(page..page + 1, into)
+    }
+
+    fn map_id(&self) -> MapId {
+        Vm::map_id(self)
+    }
+}

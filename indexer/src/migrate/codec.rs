@@ -1,0 +1,268 @@
+//! Compression of blocks: zstd as one stream for each connection, at a level that makes sending fastest.
+//!
+//! Owns the zstd contexts and the choice of the level. All blocks of a connection are one zstd stream with a window of [`WINDOW`], so that
+//! what is alike in pages far apart is found; each block ends on a flush, so that it can be used as soon as it is there.
+//!
+//! # The level
+//!
+//! A connection compresses and sends by turns, so a byte of memory costs `compress(level) + ratio(level) · link` seconds, where `link`
+//! is what a byte on the wire was seen to take: caps, the network, and a destination that cannot keep up all show there. What has been measured is
+//! used, what has not been is scaled from its neighbour by what is typical of zstd. The level that costs least is taken, if it is better by
+//! a tenth; on a link faster than zstd that is none at all.
+
+use std::{io, time::Duration};
+
+use memdex_wire::{
+    PAGE_SIZE,
+    transfer::{Codec, MAX_BLOCK_PAGES, MAX_PAYLOAD},
+};
+use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
+
+/// The window, as a power of two: 8 MiB, and so much memory at either end of each connection.
+const WINDOW: u32 = 23;
+/// Blocks between two choices of the level.
+const CHOOSE: u32 = 8;
+/// Weight of the latest block in what is remembered.
+const WEIGHT: f64 = 0.2;
+/// A level is given up for one that costs less than this part of it.
+const BETTER: f64 = 0.9;
+
+/// A level, and how it typically compares with zstd's level 1: time and size.
+#[derive(Debug, Clone, Copy)]
+struct Level {
+    /// 0 is none.
+    zstd: i32,
+    time: f64,
+    size: f64,
+}
+
+const LEVELS: [Level; 5] = [
+    Level { zstd: 0, time: 0.0, size: 0.0 },
+    Level { zstd: -5, time: 0.6, size: 1.4 },
+    Level { zstd: 1, time: 1.0, size: 1.0 },
+    Level { zstd: 3, time: 2.0, size: 0.9 },
+    Level { zstd: 6, time: 5.0, size: 0.83 },
+];
+/// Where it begins: zstd's level 1.
+const FIRST: usize = 2;
+
+/// One connection's compression.
+pub struct Compressor {
+    level: usize,
+    encoder: Option<Encoder<'static>>,
+    blocks: u32,
+    /// Seconds a byte of memory takes to compress, and bytes that become of it, as if at level 1.
+    compress: Option<f64>,
+    ratio: Option<f64>,
+    /// Seconds a byte takes on the wire.
+    link: Option<f64>,
+}
+
+fn blend(old: Option<f64>, new: f64) -> Option<f64> {
+    Some(old.map_or(new, |old| old + WEIGHT * (new - old)))
+}
+
+impl Default for Compressor {
+    fn default() -> Self {
+        Self { level: FIRST, encoder: None, blocks: 0, compress: None, ratio: None, link: None }
+    }
+}
+
+impl Compressor {
+    /// The level in use; 0 is none.
+    #[must_use]
+    pub fn level(&self) -> i32 {
+        LEVELS[self.level].zstd
+    }
+
+    /// Appends what `pages` become to `out`, and says how it is to be read.
+    ///
+    /// # Errors
+    /// If zstd has no memory.
+    pub fn compress(&mut self, pages: &[u8], out: &mut Vec<u8>) -> io::Result<Codec> {
+        self.choose();
+        let level = LEVELS[self.level];
+        if level.zstd == 0 {
+            out.extend_from_slice(pages);
+            return Ok(Codec::Plain);
+        }
+        let begun = std::time::Instant::now();
+        let codec = if self.encoder.is_some() { Codec::Zstd } else { Codec::NewZstd };
+        if self.encoder.is_none() {
+            let mut encoder = Encoder::new(level.zstd)?;
+            encoder.set_parameter(CParameter::WindowLog(WINDOW))?;
+            self.encoder = Some(encoder);
+        }
+        let encoder = self.encoder.as_mut().expect("made above");
+        let first = out.len();
+        out.resize(first + MAX_PAYLOAD, 0);
+        let mut input = InBuffer::around(pages);
+        let mut output = OutBuffer::around(&mut out[first..]);
+        while input.pos() < pages.len() {
+            encoder.run(&mut input, &mut output)?;
+        }
+        while encoder.flush(&mut output)? > 0 {}
+        let length = output.pos();
+        out.truncate(first + length);
+        let bytes = pages.len().max(1) as f64;
+        self.compress = blend(self.compress, begun.elapsed().as_secs_f64() / bytes / level.time);
+        self.ratio = blend(self.ratio, length as f64 / bytes / level.size);
+        Ok(codec)
+    }
+
+    /// Says how long it took to get `bytes` onto the wire.
+    pub fn sent(&mut self, bytes: usize, took: Duration) {
+        self.link = blend(self.link, took.as_secs_f64() / bytes.max(1) as f64);
+    }
+
+    fn choose(&mut self) {
+        self.blocks += 1;
+        let (Some(compress), Some(ratio), Some(link)) = (self.compress, self.ratio, self.link) else {
+            return;
+        };
+        if self.blocks < CHOOSE {
+            return;
+        }
+        self.blocks = 0;
+        let cost = |level: &Level| match level.zstd {
+            0 => link,
+            _ => compress * level.time + (ratio * level.size).min(1.0) * link,
+        };
+        let best = (0..LEVELS.len()).min_by(|a, b| cost(&LEVELS[*a]).total_cmp(&cost(&LEVELS[*b])));
+        let best = best.unwrap_or(self.level);
+        if best != self.level && cost(&LEVELS[best]) < BETTER * cost(&LEVELS[self.level]) {
+            self.level = best;
+            // Another level is another stream.
+            self.encoder = None;
+        }
+    }
+}
+
+/// The other end of it.
+#[derive(Default)]
+pub struct Decompressor {
+    decoder: Option<Decoder<'static>>,
+}
+
+impl Decompressor {
+    /// Fills `pages` with what `payload` was made of.
+    ///
+    /// # Errors
+    /// If it is anything else than exactly so many bytes.
+    pub fn decompress(&mut self, codec: Codec, payload: &[u8], pages: &mut [u8]) -> io::Result<()> {
+        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "a compressed block is damaged");
+        debug_assert!(pages.len() <= MAX_BLOCK_PAGES * PAGE_SIZE);
+        match codec {
+            Codec::Plain => {
+                if payload.len() != pages.len() {
+                    return Err(damaged());
+                }
+                pages.copy_from_slice(payload);
+                return Ok(());
+            }
+            Codec::NewZstd => {
+                let mut decoder = Decoder::new()?;
+                decoder.set_parameter(DParameter::WindowLogMax(WINDOW))?;
+                self.decoder = Some(decoder);
+            }
+            Codec::Zstd => {}
+        }
+        let decoder = self.decoder.as_mut().ok_or_else(damaged)?;
+        let length = pages.len();
+        let mut input = InBuffer::around(payload);
+        let mut output = OutBuffer::around(pages);
+        loop {
+            let before = (input.pos(), output.pos());
+            decoder.run(&mut input, &mut output).map_err(|_| damaged())?;
+            if (input.pos(), output.pos()) == before {
+                break;
+            }
+        }
+        if input.pos() != payload.len() || output.pos() != length {
+            return Err(damaged());
+        }
+        // Nothing more may be waiting inside than what was announced.
+        let more: &mut [u8] = &mut [0];
+        let mut output = OutBuffer::around(more);
+        let _ = decoder.run(&mut InBuffer::around(&[]), &mut output);
+        if output.pos() > 0 { Err(damaged()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pages(seed: u8, count: usize) -> Vec<u8> {
+        (0..count * PAGE_SIZE).map(|i| (i as u8 ^ seed).wrapping_mul((i / 977) as u8)).collect()
+    }
+
+    #[test]
+    fn a_stream_of_blocks_comes_back_whatever_the_level() {
+        for level in 0..LEVELS.len() {
+            let (mut compressor, mut decompressor) = (Compressor::default(), Decompressor::default());
+            compressor.level = level;
+            for seed in 0..20 {
+                let before = pages(seed, 1 + usize::from(seed) % MAX_BLOCK_PAGES);
+                let mut wire = Vec::new();
+                let codec = compressor.compress(&before, &mut wire).unwrap();
+                assert!(wire.len() <= MAX_PAYLOAD);
+                let mut after = vec![0; before.len()];
+                decompressor.decompress(codec, &wire, &mut after).unwrap();
+                assert!(before == after);
+            }
+        }
+    }
+
+    #[test]
+    fn random_pages_fit_a_payload() {
+        let mut page = vec![0; MAX_BLOCK_PAGES * PAGE_SIZE];
+        getrandom::fill(&mut page).unwrap();
+        for level in 1..LEVELS.len() {
+            let mut compressor = Compressor { level, ..Compressor::default() };
+            let mut wire = Vec::new();
+            compressor.compress(&page, &mut wire).unwrap();
+            assert!(wire.len() <= MAX_PAYLOAD);
+        }
+    }
+
+    #[test]
+    fn a_slow_link_is_worth_more_work_and_a_fast_one_none() {
+        let settle = |per_byte: f64| {
+            let mut compressor =
+                Compressor { compress: Some(2e-9), ratio: Some(0.4), ..Compressor::default() };
+            compressor.sent(1, Duration::from_secs_f64(per_byte));
+            for _ in 0..CHOOSE * 4 {
+                compressor.choose();
+            }
+            compressor.level()
+        };
+        assert_eq!(settle(1e-10), 0);
+        assert!(settle(8e-8) >= 3);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), fresh: bool) {
+            let mut decompressor = Decompressor::default();
+            let mut wire = Vec::new();
+            let before = pages(1, 2);
+            let codec = Compressor::default().compress(&before, &mut wire).unwrap();
+            let mut after = vec![0; before.len()];
+            decompressor.decompress(codec, &wire, &mut after).unwrap();
+            let codec = if fresh { Codec::NewZstd } else { Codec::Zstd };
+            let _ = decompressor.decompress(codec, &bytes, &mut after);
+        }
+
+        #[test]
+        fn a_block_of_another_length_is_refused(less in 1usize..2 * PAGE_SIZE) {
+            let mut wire = Vec::new();
+            let before = pages(1, 2);
+            let codec = Compressor::default().compress(&before, &mut wire).unwrap();
+            let mut after = vec![0; before.len() - less];
+            prop_assert!(Decompressor::default().decompress(codec, &wire, &mut after).is_err());
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Contents that some migration to this host has asked for and that have not come yet, so that what several moving VMs have in common crosses once.
+//!
+//! Owns who asked for what. A migration that finds its content here waits for a moment instead of asking too; should it not come, it asks.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use memdex_wire::Fingerprint;
+
+use crate::map::MapId;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct InFlight(Mutex<HashMap<Fingerprint, MapId>>);
+
+impl InFlight {
+    /// Says that `session` is about to ask for a content. False if another one has done so already.
+    pub fn claim(&self, content: Fingerprint, session: MapId) -> bool {
+        *self.lock().entry(content).or_insert(session) == session
+    }
+
+    /// Says that it has come, or will not come.
+    pub fn done(&self, content: &Fingerprint, session: MapId) {
+        let mut all = self.lock();
+        if all.get(content) == Some(&session) {
+            all.remove(content);
+        }
+    }
+
+    /// Says that `session` has ended.
+    pub fn forget(&self, session: MapId) {
+        self.lock().retain(|_, owner| *owner != session);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Fingerprint, MapId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_asks_and_the_others_wait_until_it_is_done_or_gone() {
+        let all = InFlight::default();
+        let (a, b) = (MapId(1), MapId(2));
+        let content = Fingerprint::new([1; 32]);
+        assert!(all.claim(content, a) && all.claim(content, a) && !all.claim(content, b));
+        all.done(&content, b);
+        assert!(!all.claim(content, b));
+        all.done(&content, a);
+        assert!(all.claim(content, b));
+        all.forget(b);
+        assert!(all.claim(content, a));
+    }
+}
