@@ -21,7 +21,15 @@ use tempfile::TempDir;
 /// Time limits that make a test of them short.
 pub fn hasty() -> Timeouts {
     let short = Duration::from_millis(400);
-    Timeouts { connect: short, answer: short, diff: short, verify: short, piece: short, quiet: short }
+    Timeouts {
+        connect: short,
+        answer: short,
+        diff: short,
+        verify: short,
+        piece: short,
+        quiet: short,
+        sight: short,
+    }
 }
 
 /// What a peer has been asked: the request line, then header lines.
