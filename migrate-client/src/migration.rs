@@ -5,7 +5,7 @@
 //! somebody looks or not.
 
 use memdex_wire::migration::Migration;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{Client, ClientError, error::Kind, limits, transport::Deadline};
 
@@ -14,7 +14,8 @@ use crate::{Client, ClientError, error::Kind, limits, transport::Deadline};
 pub struct MigrationStream {
     client: Client,
     id: String,
-    beat: Interval,
+    /// When it is looked at again; the first time at once.
+    next: Option<Instant>,
     /// When the first look began that has not been answered since.
     lost: Option<Instant>,
     known: bool,
@@ -23,7 +24,7 @@ pub struct MigrationStream {
 
 impl MigrationStream {
     /// The state now, a fifth of a second after the one before; `None` after the migration's end or an error. Nothing
-    /// is lost if the future is dropped.
+    /// is lost if the future is dropped: `tokio::select!` may stand around it.
     ///
     /// # Errors
     /// `is_not_found()` if the host does not know the migration; `is_unreachable()` if it has been out of sight for
@@ -40,10 +41,13 @@ impl MigrationStream {
     async fn look(&mut self) -> Result<Migration, ClientError> {
         let patience = self.client.timeouts().sight;
         loop {
-            self.beat.tick().await;
+            if let Some(next) = self.next {
+                sleep_until(next).await;
+            }
+            self.next = Some(Instant::now() + limits::BETWEEN_LOOKS);
             let began = self.lost.unwrap_or_else(Instant::now);
             let left = patience.saturating_sub(began.elapsed());
-            let deadline = Deadline::answer(left.min(limits::LOOK));
+            let deadline = Deadline::answer(left.clamp(limits::BETWEEN_LOOKS, limits::LOOK));
             let error = match self.client.migration_within(&self.id, deadline).await {
                 Ok(migration) => {
                     (self.lost, self.known) = (None, true);
@@ -72,10 +76,8 @@ impl Client {
     /// Looks at a migration again and again until it has ended. Nothing is sent yet.
     #[must_use]
     pub fn watch_migration(&self, id: &str) -> MigrationStream {
-        let mut beat = interval(limits::BETWEEN_LOOKS);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (client, id) = (self.clone(), id.to_owned());
-        MigrationStream { client, id, beat, lost: None, known: false, ended: false }
+        MigrationStream { client, id, next: None, lost: None, known: false, ended: false }
     }
 
     /// Waits for the end of a migration, and returns it as it was then. How it ended is in [`Migration::outcome`].

@@ -3,7 +3,9 @@
 //! They stand for a *peer*, good or bad, never for the daemon: that is tested with the real one, elsewhere.
 #![expect(dead_code, reason = "each test program has a copy and uses its own part")]
 
+pub mod command;
 pub mod good;
+pub mod mover;
 
 use std::{
     io::{self, Read, Write},
