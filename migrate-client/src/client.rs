@@ -1,7 +1,10 @@
 //! The questions a host answers, one method each.
 //!
-//! Owns paths and bodies of requests. Never interprets guest memory and never retries: the caller knows what a retry
-//! costs.
+//! Owns paths and bodies of requests; those about migrations are in [`migrations`]. Never interprets guest memory and
+//! never retries: the caller knows what a retry costs.
+
+mod migrations;
+mod path;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -52,6 +55,10 @@ impl Client {
     #[must_use]
     pub fn host(&self) -> &HostUrl {
         &self.0.host
+    }
+
+    pub(crate) fn timeouts(&self) -> &Timeouts {
+        &self.0.timeouts
     }
 
     /// The VMs of the host.
@@ -200,47 +207,6 @@ impl Client {
     }
 }
 
-/// `/v1/vms/KEY` and what follows. Everything but unreserved characters is percent-encoded, so a name cannot reach
-/// another resource.
 fn vm_path(key: &str, rest: &str) -> Result<String, ClientError> {
-    let no_vm = |why| Err(ClientError::new(Kind::NoSuchKey { why }));
-    // URLs have no way to write a segment that is a dot or two: `%2e` means the same as a dot.
-    if key.is_empty() || key == "." || key == ".." {
-        return no_vm(format!("no VM can be asked for as {key:?}"));
-    }
-    if key.len() > limits::MAX_KEY_BYTES {
-        return no_vm(format!("no VM has an id or name of {} bytes", key.len()));
-    }
-    let mut path = String::from("/v1/vms/");
-    for byte in key.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-            path.push(char::from(byte));
-        } else {
-            path.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    path.push_str(rest);
-    Ok(path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn no_name_reaches_another_resource(key in "\\PC{0,20}|[./%?#]{0,6}|[\\x00-\\x20]{1,3}") {
-            let Ok(path) = vm_path(&key, "/pages") else {
-                prop_assert!(["", ".", ".."].contains(&key.as_str()));
-                return Ok(());
-            };
-            let url = reqwest::Url::parse(&format!("http://localhost{path}")).unwrap();
-            let segments: Vec<_> = url.path_segments().unwrap().collect();
-            prop_assert_eq!(segments.len(), 4);
-            prop_assert_eq!(url.path(), path);
-            prop_assert_eq!((segments[0], segments[1], segments[3]), ("v1", "vms", "pages"));
-            prop_assert!(url.query().is_none() && url.fragment().is_none());
-        }
-    }
+    path::item(path::VMS, key, rest)
 }

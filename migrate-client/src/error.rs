@@ -1,12 +1,14 @@
 //! The one error of this crate: opaque, with predicates for what a program does next.
 //!
-//! Owns the sentences. Never holds a token, and never prints a control character that came from a peer.
+//! Owns what can go wrong; the words for it are in [`sentence`]. Never holds a token.
+
+mod sentence;
 
 use std::{error::Error, fmt, io, time::Duration};
 
 use memdex_wire::problem::{Code, Problem};
 
-use crate::{HostUrl, limits, printable};
+use crate::{HostUrl, printable};
 
 /// Why a call to a host failed. `Display` is one sentence: what failed, why, and what to do about it.
 #[derive(Debug)]
@@ -39,8 +41,14 @@ pub(crate) enum Kind {
     TooLarge { host: HostUrl, limit: u64 },
     /// The VM's regions changed between two answers that belong together.
     LayoutChanged { host: HostUrl },
-    /// A key that names no VM whatever the host has.
-    NoSuchKey { why: String },
+    /// A key that names nothing whatever the host has. `list` says where to look.
+    NoSuchKey { why: String, list: &'static str },
+    /// A migration was asked for, and the answer did not arrive whole.
+    Unsure { host: HostUrl, why: String },
+    /// A migration that is followed has been out of sight for too long.
+    LostSight { host: HostUrl, id: String, after: Duration, why: String },
+    /// The host knew a migration, and does not know it any more.
+    Forgotten { host: HostUrl, id: String },
 }
 
 impl ClientError {
@@ -66,13 +74,31 @@ impl ClientError {
         Self::new(Kind::Broken { host, why })
     }
 
-    /// There is no such VM (any more), or the host has nothing at that path.
+    /// What became of a migration that was asked for, if this was the answer: a refusal stays one, anything that
+    /// came after the request had been sent leaves it open whether it has begun.
+    pub(crate) fn after_a_start(self) -> Self {
+        match *self.0 {
+            Kind::Silent { ref host, .. }
+            | Kind::Slow { ref host, .. }
+            | Kind::Broken { ref host, .. }
+            | Kind::Protocol { ref host, .. }
+            | Kind::TooLarge { ref host, .. } => {
+                Self::new(Kind::Unsure { host: host.clone(), why: self.cause() })
+            }
+            _ => self,
+        }
+    }
+
+    /// There is no such VM or migration (any more), or the host has nothing at that path.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         match &*self.0 {
             Kind::NoSuchKey { .. } => true,
             Kind::Problem { problem, .. } => {
-                matches!(problem.code, Code::VmNotFound | Code::VmGone | Code::NotFound)
+                matches!(
+                    problem.code,
+                    Code::VmNotFound | Code::VmGone | Code::MigrationNotFound | Code::NotFound
+                )
             }
             _ => false,
         }
@@ -82,13 +108,14 @@ impl ClientError {
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         match &*self.0 {
-            Kind::Unreachable { .. } | Kind::Silent { .. } => true,
+            Kind::Unreachable { .. } | Kind::Silent { .. } | Kind::LostSight { .. } => true,
             Kind::Problem { problem, .. } => problem.code == Code::PeerUnreachable,
             _ => false,
         }
     }
 
-    /// The request contradicts the state of the host, for example a name that several VMs have.
+    /// The request contradicts the state of the host, for example a name that several VMs have, or a migration that
+    /// is too late to abort.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         matches!(self.status(), Some(409))
@@ -113,7 +140,8 @@ impl ClientError {
             | Kind::Silent { .. }
             | Kind::Slow { .. }
             | Kind::Broken { .. }
-            | Kind::LayoutChanged { .. } => true,
+            | Kind::LayoutChanged { .. }
+            | Kind::LostSight { .. } => true,
             Kind::Problem { problem, .. } => problem.retryable,
             Kind::Status { status, .. } => matches!(status, 429 | 502 | 503 | 504),
             _ => false,
@@ -151,79 +179,6 @@ impl ClientError {
 
 impl Error for ClientError {}
 
-impl fmt::Display for ClientError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.0 {
-            Kind::Token { place, why } => write!(f, "{place} cannot be used: {why}"),
-            Kind::Options { why } => write!(f, "{why}"),
-            Kind::Unreachable { host, why, advice } => write!(f, "{host} cannot be reached: {why}; {advice}"),
-            Kind::Silent { host, after } => write!(
-                f,
-                "{host} took the request but gave no complete answer within {after:?}: \
-                 see whether memdexd hangs there, and try again"
-            ),
-            Kind::Slow { host, what, after } => {
-                write!(
-                    f,
-                    "{what} at {host} was not complete after {after:?}: try again with more time, or see its log"
-                )
-            }
-            Kind::Broken { host, why } => {
-                write!(f, "{host} ended the connection before its answer was complete ({why}): try again")
-            }
-            Kind::Problem { host, problem, token_sent } => {
-                let detail = shorten(&problem.detail);
-                let detail = if detail.is_empty() { problem.title.as_str() } else { &detail };
-                write!(f, "{host}: {}", printable(detail))?;
-                if problem.code == Code::Unauthorized {
-                    write!(f, "{}", token_advice(*token_sent))
-                } else {
-                    Ok(())
-                }
-            }
-            Kind::Status { host, status: status @ (401 | 403), token_sent } => {
-                write!(f, "{host} refused the request (HTTP status {status}){}", token_advice(*token_sent))
-            }
-            Kind::Status { host, status, .. } => write!(
-                f,
-                "{host} answered with HTTP status {status} and no explanation: \
-                 see whether a memdexd of this version listens there"
-            ),
-            Kind::Redirect { host, to } => write!(
-                f,
-                "{host} redirects to {}, which is never followed: give the address of the memdexd itself",
-                printable(&shorten(to))
-            ),
-            Kind::Protocol { host, why } => write!(
-                f,
-                "the answer of {host} is not the memdex protocol ({}): \
-                 see whether a memdexd of this version listens there",
-                printable(&shorten(why))
-            ),
-            Kind::TooLarge { host, limit } => write!(
-                f,
-                "the answer of {host} is larger than the {limit} bytes it may have: \
-                 see whether a memdexd of this version listens there"
-            ),
-            Kind::LayoutChanged { host } => {
-                write!(
-                    f,
-                    "the VM's memory layout changed at {host} while its page map was read: read it again"
-                )
-            }
-            Kind::NoSuchKey { why } => write!(f, "{why}: `memdex vms` lists ids, names and pids"),
-        }
-    }
-}
-
-const fn token_advice(sent: bool) -> &'static str {
-    if sent {
-        " (our token is not the one of that host: compare the token files, see $MEMDEX_TOKEN_FILE)"
-    } else {
-        " (no token was sent: point $MEMDEX_TOKEN_FILE to the host's token, by default /etc/memdex/token)"
-    }
-}
-
 fn connect_advice(host: &HostUrl, error: &reqwest::Error) -> &'static str {
     let kind = causes(error).find_map(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);
     match (host, kind) {
@@ -253,30 +208,22 @@ fn innermost(error: &reqwest::Error) -> String {
     causes(error).last().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-fn shorten(text: &str) -> String {
-    match text.char_indices().nth(limits::MAX_DETAIL_CHARS) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn problem(code: Code) -> ClientError {
-        ClientError::new(Kind::Problem {
-            host: HostUrl::default(),
-            problem: Problem::new(code, "what\x1b[2J\n and why"),
-            token_sent: true,
-        })
+        let problem = Problem::new(code, "what and why");
+        ClientError::new(Kind::Problem { host: HostUrl::default(), problem, token_sent: true })
     }
 
     #[test]
     fn predicates_follow_the_code() {
         assert!(problem(Code::VmNotFound).is_not_found());
         assert!(problem(Code::VmGone).is_not_found());
+        assert!(problem(Code::MigrationNotFound).is_not_found());
         assert!(problem(Code::VmAmbiguous).is_conflict());
+        assert!(problem(Code::Conflict).is_conflict());
         assert!(problem(Code::PeerUnreachable).is_unreachable());
         assert!(problem(Code::Unauthorized).is_unauthorized());
         assert!(problem(Code::Timeout).is_retryable());
@@ -286,12 +233,15 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_cannot_steer_the_terminal_or_flood_it() {
-        let mut long = problem(Code::Internal);
-        assert!(!long.to_string().contains(['\x1b', '\n']));
-        if let Kind::Problem { problem, .. } = &mut *long.0 {
-            problem.detail = "ä".repeat(100_000);
-        }
-        assert!(long.to_string().chars().count() < limits::MAX_DETAIL_CHARS + 100);
+    fn a_start_without_a_whole_answer_is_not_tried_again_blindly() {
+        let host = HostUrl::default();
+        let broken = ClientError::new(Kind::Broken { host: host.clone(), why: "reset".to_owned() });
+        assert!(broken.is_retryable());
+        let unsure = broken.after_a_start();
+        assert!(!unsure.is_retryable() && !unsure.is_unreachable(), "{unsure}");
+        assert!(unsure.to_string().contains("may have begun"), "{unsure}");
+        assert!(ClientError::protocol(&host, "x").after_a_start().to_string().contains("may have begun"));
+        let refused = problem(Code::Conflict).after_a_start();
+        assert!(refused.is_conflict() && !refused.to_string().contains("begun"), "{refused}");
     }
 }

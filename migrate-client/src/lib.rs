@@ -1,8 +1,9 @@
-//! Client of a memdex host: ask what it knows of its VMs' memory, and what another host lacks of it.
+//! Client of a memdex host: ask what it knows of its VMs' memory and what another host lacks of it, and move a VM there.
 //!
 //! [`Client`] speaks the HTTP interface of `memdexd` over a Unix socket, TCP or TLS. It owns the requests, the bounds
-//! of every answer ([`limits`]) and the sentences of its errors ([`ClientError`]). It never retries, never follows
-//! a redirect, takes no proxy from the environment, and keeps no state but its connections.
+//! of every answer ([`limits`]) and the sentences of its errors ([`ClientError`]). It never retries (but for looks at a
+//! migration that is followed), never follows a redirect, takes no proxy from the environment, and keeps no state but
+//! its connections.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), migrate_client::ClientError> {
@@ -17,6 +18,19 @@
 //! # }
 //! ```
 //!
+//! A VM is moved by asking for it and following it to its end:
+//!
+//! ```no_run
+//! # async fn run(host: migrate_client::Client) -> Result<(), migrate_client::ClientError> {
+//! use migrate_client::memdex_wire::migration::MigrationRequest;
+//!
+//! let begun = host.migrate(&MigrationRequest::new("vm1", "tls://host-2.example:7373")).await?;
+//! let ended = host.follow_migration(&begun.id, |now| println!("{}", now.phase.name())).await?;
+//! println!("{:?}, the guest stood still for {} ms", ended.outcome, ended.blackout_ms);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! The `memdex` command is in this package, behind the default feature `command`; a program that only links the
 //! library leaves it out with `default-features = false`. The documents themselves are in [`memdex_wire`].
 #![forbid(unsafe_code)]
@@ -26,6 +40,7 @@ mod client;
 mod error;
 mod events;
 pub mod limits;
+mod migration;
 mod pages;
 mod token;
 mod transport;
@@ -37,6 +52,7 @@ pub use error::ClientError;
 pub use events::EventStream;
 pub use limits::Timeouts;
 pub use memdex_wire;
+pub use migration::MigrationStream;
 pub use pages::PageStream;
 pub use token::{DEFAULT_TOKEN_FILE, TOKEN_FILE_VARIABLE, Token};
 pub use url::{Authority, HostUrl, ParseHostUrlError};

@@ -9,6 +9,8 @@ use memdex_wire::bulk;
 
 /// Largest JSON answer: some thousand VMs with full coverage lists.
 pub const MAX_JSON_BYTES: usize = 16 << 20;
+/// Largest answer about one migration: its log has some hundred lines.
+pub const MAX_MIGRATION_BYTES: usize = 1 << 20;
 /// Largest error body that is read; what is longer counts as no error body.
 pub const MAX_PROBLEM_BYTES: usize = 64 << 10;
 /// Longest part of a peer's sentence that is repeated in an error.
@@ -38,6 +40,10 @@ pub const MAX_CA_BYTES: u64 = 1 << 20;
 pub const MIN_STREAM_RATE: u64 = 64 << 10;
 /// How much longer than its own time-out the answer to a sync may take.
 pub const SYNC_GRACE: Duration = Duration::from_secs(10);
+/// Time between two looks at a migration that is followed.
+pub const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
+/// How long one of these looks may take before another one is tried.
+pub const LOOK: Duration = Duration::from_secs(4);
 
 /// How long a peer may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +52,7 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For a complete answer to a question that needs no work: VMs, health, one lookup.
     pub answer: Duration,
-    /// For a complete diff: the host asks another one meanwhile.
+    /// For a complete diff or plan, and for a migration to begin: the host asks another one meanwhile.
     pub diff: Duration,
     /// For a complete verify: the host re-reads all of the VM's memory.
     pub verify: Duration,
@@ -54,6 +60,8 @@ pub struct Timeouts {
     pub piece: Duration,
     /// Between two signs of life on the event stream; hosts send a comment every 15 s.
     pub quiet: Duration,
+    /// How long a migration that is followed may be out of sight.
+    pub sight: Duration,
 }
 
 impl Default for Timeouts {
@@ -65,6 +73,7 @@ impl Default for Timeouts {
             verify: Duration::from_secs(3600),
             piece: Duration::from_secs(30),
             quiet: Duration::from_secs(60),
+            sight: Duration::from_secs(10),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use migrate_client::{limits, printable};
 use serde::Serialize;
 
 /// How data is printed.
@@ -83,6 +84,16 @@ pub(crate) fn lines(table: &Table) -> String {
     table.lines().fold(String::new(), |text, line| text + line.trim_end() + "\n")
 }
 
+/// A peer's text as it may stand on a terminal: on one line, and no longer than it should be.
+pub(crate) fn told(text: &str) -> String {
+    let mut short: String = printable(text).chars().take(limits::MAX_DETAIL_CHARS + 1).collect();
+    if short.chars().count() > limits::MAX_DETAIL_CHARS {
+        short.pop();
+        short.push('…');
+    }
+    short
+}
+
 /// `1.5 GiB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -149,6 +160,14 @@ mod tests {
             times.map(|us| duration(Duration::from_micros(us))),
             ["0 µs", "999 µs", "1.0 ms", "12.3 ms", "999.9 ms", "1.0 s", "59.9 s", "3m 5s"]
         );
+    }
+
+    #[test]
+    fn a_peers_text_is_bounded_and_steers_nothing() {
+        assert_eq!(told("all\u{1b}[31m\n good"), "all\u{fffd}[31m\u{fffd} good");
+        assert_eq!(told(&"ä".repeat(limits::MAX_DETAIL_CHARS)), "ä".repeat(limits::MAX_DETAIL_CHARS));
+        let long = told(&"ä".repeat(100_000));
+        assert!(long.ends_with('…') && long.chars().count() == limits::MAX_DETAIL_CHARS + 1);
     }
 
     #[test]

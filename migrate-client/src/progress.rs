@@ -1,6 +1,8 @@
 //! What goes to stderr while work is under way: a bar for people, one JSON object a line for programs, or nothing.
 //!
-//! Never writes to stdout, and draws nothing if stderr is no terminal.
+//! Never writes to stdout, and draws nothing if stderr is no terminal. That of a migration is in [`migration`].
+
+pub(crate) mod migration;
 
 use std::{
     future::Future,
@@ -44,6 +46,17 @@ enum Face {
     Hidden,
 }
 
+impl Face {
+    /// `vm` is printable already.
+    fn new(mode: Mode, command: &str, vm: &str) -> Self {
+        match mode {
+            Mode::Json => Self::Json,
+            Mode::Auto if io::stderr().is_terminal() => Self::Bar(spinner(command, vm)),
+            Mode::Auto | Mode::None => Self::Hidden,
+        }
+    }
+}
+
 /// One line of `--progress json`. `done` and `total` are pages; both are left out where nobody knows them.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -58,11 +71,7 @@ struct Line<'a> {
 
 impl Progress {
     pub(crate) fn new(mode: Mode, command: &'static str, vm: &str) -> Self {
-        let face = match mode {
-            Mode::Json => Face::Json,
-            Mode::Auto if io::stderr().is_terminal() => Face::Bar(spinner(command, &printable(vm))),
-            Mode::Auto | Mode::None => Face::Hidden,
-        };
+        let face = Face::new(mode, command, &printable(vm));
         Self { command, vm: vm.to_owned(), started: Instant::now(), told: None, state: None, face }
     }
 

@@ -156,8 +156,18 @@ impl Transport {
         request: RequestBuilder,
         deadline: Deadline,
     ) -> Result<T, ClientError> {
+        self.json_within(request, limits::MAX_JSON_BYTES, deadline).await
+    }
+
+    /// The same for an answer of at most `limit` bytes.
+    pub(crate) async fn json_within<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        limit: usize,
+        deadline: Deadline,
+    ) -> Result<T, ClientError> {
         let response = self.send(request, JSON, deadline).await?;
-        let body = self.body(response, limits::MAX_JSON_BYTES, deadline).await?;
+        let body = self.body(response, limit, deadline).await?;
         serde_json::from_slice(&body).map_err(|error| ClientError::protocol(&self.host, error))
     }
 

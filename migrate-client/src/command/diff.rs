@@ -6,9 +6,9 @@ use memdex_wire::{
     diff::{Diff, DiffCounts},
     vm::Tracking,
 };
-use migrate_client::{HostUrl, ParseHostUrlError, printable};
+use migrate_client::printable;
 
-use super::{Context, Failure};
+use super::{Context, Failure, values};
 use crate::{
     output::{Format, bytes, count, duration, lines, percent, table},
     progress::say,
@@ -25,15 +25,8 @@ pub(super) struct Arguments {
     vm: String,
     /// The other host, as seen from the one that is asked: tls://host:port, tcp://host:port or unix:/path, or the name
     /// of a peer that its daemon knows.
-    #[arg(long, value_name = "URL", value_parser = to)]
+    #[arg(long, value_name = "URL", value_parser = values::host)]
     to: String,
-}
-
-/// A mistyped URL is found here; whether a name is a peer's, only the daemon can say.
-fn to(text: &str) -> Result<String, ParseHostUrlError> {
-    let is_name =
-        !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
-    if is_name { Ok(text.to_owned()) } else { text.parse::<HostUrl>().map(|url| url.to_string()) }
 }
 
 pub(super) async fn run(mut context: Context, arguments: Arguments) -> Result<(), Failure> {

@@ -2,10 +2,15 @@
 //!
 //! One file per command does the rest. Nothing here knows what a command prints.
 
+mod abort;
 mod diff;
+mod migrate;
+mod migrations;
 mod pages;
+mod plan;
 mod sync;
 mod top;
+mod values;
 mod verify;
 mod vms;
 
@@ -17,7 +22,10 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use migrate_client::{Client, ClientError, ClientOptions, HostUrl, Timeouts, Token};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 
 use crate::{
     output::{Format, Output},
@@ -48,6 +56,7 @@ const EXAMPLES: &str = "\
 Examples:
   memdex vms                                    which VMs are indexed here, and how well
   memdex diff vm1 --to tls://host-2:7373        what host-2 lacks of vm1
+  memdex migrate vm1 --to tls://host-2:7373     move vm1 there while it runs
   memdex --help                                 more examples, exit codes, environment";
 
 const LONG_EXAMPLES: &str = "\
@@ -60,6 +69,14 @@ Examples:
       The same as a live view; q leaves it.
   memdex sync vm1 --timeout 1m && memdex diff vm1 --to tls://host-2.example:7373
       Wait until every page of vm1 has been read, then see what host-2 lacks of it.
+  memdex plan --to tls://host-2.example:7373 --to tls://host-3.example:7373
+      What it would cost to move each VM of this host to either host; nothing moves.
+  memdex migrate vm1 --to tls://host-2.example:7373 --dry-run
+      Whether vm1 could move to host-2 now, with every check; without --dry-run it moves while it runs.
+  memdex migrate vm1 --to host-2 --max-bandwidth 125M --downtime 100ms --on-no-converge throttle
+      At most 1 Gbit/s, the guest stands still for at most 100 ms and is slowed down if it writes too fast.
+  memdex migrations
+      What moves now, and what has moved a while ago; `memdex abort ID` calls one off.
   memdex --host tls://host-2.example:7373 --ca ca.pem vms -o json
       Ask another host, as one JSON document. The token comes from the file in $MEMDEX_TOKEN_FILE.
   memdex pages vm1 -o jsonl | jq -r 'select(.state == \"current\") | .fingerprint' | sort -u | wc -l
@@ -91,6 +108,14 @@ enum Command {
     Diff(diff::Arguments),
     /// Re-read and re-hash every current page; exit 1 if one differs.
     Verify(verify::Arguments),
+    /// Move a running VM to another host.
+    Migrate(migrate::Arguments),
+    /// What it would cost to move each VM to each host; nothing moves.
+    Plan(plan::Arguments),
+    /// The migrations of the host, or one of them with its log.
+    Migrations(migrations::Arguments),
+    /// Call a migration off; the VM stays where it is.
+    Abort(abort::Arguments),
     /// Live view of all VMs.
     Top(top::Arguments),
 }
@@ -107,6 +132,10 @@ impl Context {
         Progress::new(self.progress, command, vm)
     }
 }
+
+/// Says that somebody wants the program to end. Whoever leaves it open has to end the program itself; once it is
+/// closed, a signal ends the program wherever it is.
+type Signals = mpsc::Receiver<()>;
 
 /// Why a command does not exit with 0.
 #[derive(Debug, thiserror::Error)]
@@ -169,20 +198,32 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// The command runs beside us, so that a signal ends it wherever it is.
+/// The command runs beside us, so that a signal ends it wherever it is; but for a migration, which is called off first.
 async fn until_interrupted(arguments: Arguments) -> Result<(), Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let command = tokio::spawn(run(arguments));
-    tokio::select! {
-        result = command => result.unwrap_or_else(|error| Err(Failure::Failed(format!("memdex is broken: {error}")))),
-        result = tokio::signal::ctrl_c() => result.map_err(Failure::Output).and(Err(Failure::Interrupted)),
-        _ = terminate.recv() => Err(Failure::Interrupted),
-        _ = hang_up.recv() => Err(Failure::Interrupted),
+    let (sender, mut signals) = mpsc::channel(8);
+    if !matches!(arguments.command, Command::Migrate(_)) {
+        signals.close();
+    }
+    let mut command = tokio::spawn(run(arguments, signals));
+    loop {
+        tokio::select! {
+            result = &mut command => {
+                return result.unwrap_or_else(|error| Err(Failure::Failed(format!("memdex is broken: {error}"))));
+            }
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hang_up.recv() => {}
+        }
+        if sender.try_send(()).is_err() {
+            return Err(Failure::Interrupted);
+        }
     }
 }
 
-async fn run(arguments: Arguments) -> Result<(), Failure> {
+async fn run(arguments: Arguments, signals: Signals) -> Result<(), Failure> {
     // A Unix socket is guarded by its mode: there the token is not even read.
     let token = if arguments.host.socket_path().is_some() { None } else { Token::from_environment()? };
     let options = ClientOptions { token, ca: arguments.ca, timeouts: Timeouts::default() };
@@ -197,6 +238,10 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Sync(arguments) => sync::run(context, arguments).await,
         Command::Diff(arguments) => diff::run(context, arguments).await,
         Command::Verify(arguments) => verify::run(context, arguments).await,
+        Command::Migrate(arguments) => migrate::run(context, arguments, signals).await,
+        Command::Plan(arguments) => plan::run(context, arguments).await,
+        Command::Migrations(arguments) => migrations::run(context, arguments).await,
+        Command::Abort(arguments) => abort::run(context, arguments).await,
         Command::Top(arguments) => top::run(context, arguments).await,
     }
 }

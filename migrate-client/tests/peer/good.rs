@@ -122,6 +122,7 @@ pub fn router() -> Router {
         .route("/healthz", get(async || "ok"))
         .route("/readyz", get(async || no(Code::Unavailable, "the first sweep is not done: ask again")))
         .with_state(Arc::new(vms))
+        .merge(super::mover::router())
 }
 
 type Vms = Arc<Vec<VmInfo>>;
@@ -187,7 +188,7 @@ pub fn content(n: u64) -> Fingerprint {
     Fingerprint::new(bytes)
 }
 
-fn no(code: Code, detail: &str) -> Response {
+pub fn no(code: Code, detail: &str) -> Response {
     let problem = Problem::new(code, detail);
     let status = StatusCode::from_u16(problem.status).unwrap();
     (status, [(CONTENT_TYPE, problem::MEDIA_TYPE)], serde_json::to_vec(&problem).unwrap()).into_response()

@@ -3,7 +3,9 @@
 //! They stand for a *peer*, good or bad, never for the daemon: that is tested with the real one, elsewhere.
 #![expect(dead_code, reason = "each test program has a copy and uses its own part")]
 
+pub mod command;
 pub mod good;
+pub mod mover;
 
 use std::{
     io::{self, Read, Write},
@@ -21,7 +23,15 @@ use tempfile::TempDir;
 /// Time limits that make a test of them short.
 pub fn hasty() -> Timeouts {
     let short = Duration::from_millis(400);
-    Timeouts { connect: short, answer: short, diff: short, verify: short, piece: short, quiet: short }
+    Timeouts {
+        connect: short,
+        answer: short,
+        diff: short,
+        verify: short,
+        piece: short,
+        quiet: short,
+        sight: short,
+    }
 }
 
 /// What a peer has been asked: the request line, then header lines.
