@@ -11,6 +11,7 @@
 //! Building needs root and Debian's package tools; both are checked by `cargo xtask setup`.
 
 mod apt;
+mod check;
 mod cpio;
 mod debian;
 mod error;
@@ -22,6 +23,7 @@ mod store;
 mod tiny;
 mod workload;
 
+pub use check::Check;
 pub use debian::{DebianGuest, debian_guest};
 pub use error::ImageError;
 pub use kernel::{Kernel, kernel};
