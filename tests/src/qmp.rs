@@ -39,9 +39,9 @@ impl Qmp {
     /// # Errors
     /// QEMU's error object, or text if the connection is lost.
     pub fn try_run(&mut self, command: &str, arguments: &Value) -> Result<Value, Value> {
-        let line = json!({"execute": command, "arguments": arguments});
-        let stream = self.stream.get_mut();
-        writeln!(stream, "{line}").map_err(|error| json!(error.to_string()))?;
+        // In one piece: QEMU acts at the last brace, and may have quit before a newline that comes after it.
+        let line = format!("{}\n", json!({"execute": command, "arguments": arguments}));
+        self.stream.get_mut().write_all(line.as_bytes()).map_err(|error| json!(error.to_string()))?;
         loop {
             let mut answer = self.read().map_err(|error| json!(error.to_string()))?;
             if let Some(value) = answer.get_mut("return") {
