@@ -11,7 +11,7 @@ use std::{
 use memdex_tests::{
     PAGE, Qemu, Scratch,
     image::{self, Check, QemuProgram, Workload},
-    qemu::{Backend, Boot, CHECK_PAGE, Checks, Options},
+    qemu::{Accelerator, Backend, Boot, CHECK_PAGE, Checks, Options},
     wait,
 };
 use serde_json::json;
@@ -71,6 +71,11 @@ fn guest_goes_on_at_the_destination_with_its_memory_right() {
         let after = destination.check_all(before);
         assert!(after.writes > before.writes, "{before:?} {after:?}");
         assert_eq!(source.status(), "postmigrate");
+        let when = |end: &mut Qemu, name: &str| {
+            end.qmp().take_events().into_iter().rfind(|event| event.name == name).map(|event| event.at)
+        };
+        let (stopped, resumed) = (when(&mut source, "STOP"), when(&mut destination, "RESUME"));
+        assert!(stopped.is_some() && stopped < resumed, "{stopped:?} {resumed:?}");
         source.qmp().run("quit", &json!({}));
         assert!(source.wait_for_exit(BOUND).success());
         assert!(!source.is_running() && destination.is_running());
@@ -103,6 +108,23 @@ fn a_write_that_is_lost_is_found_at_the_destination() {
     move_state(&scratch, &mut source, &mut destination);
     let (bad, _) = wait::until("the guest's complaint", BOUND, || destination.bad_check());
     eprintln!("{bad}");
+}
+
+#[test]
+fn ram_file_that_is_there_already_keeps_its_content() {
+    let scratch = Scratch::new("keep");
+    let ram = scratch.shm("ram");
+    let content = b"what it had when it left".repeat(1000);
+    // In the middle of 16 MiB, where no firmware writes.
+    let write = |file: &File| file.set_len(16 << 20).and_then(|()| file.write_all_at(&content, 9 << 20));
+    File::create(&ram).and_then(|file| write(&file)).expect("a RAM file");
+    let mut options = Options::firmware(16, Backend::File(ram.clone()), Accelerator::Tcg);
+    options.keep_ram = true;
+    drop(Qemu::start(&scratch, &scratch.name("k"), &options.destination(options.backend.clone())));
+    assert_eq!(read_ram(&ram)[9 << 20..][..content.len()], content);
+    options.keep_ram = false;
+    drop(Qemu::start(&scratch, &scratch.name("k"), &options));
+    assert!(!ram.exists());
 }
 
 #[test]
