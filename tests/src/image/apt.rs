@@ -63,23 +63,56 @@ pub(super) fn behind(metapackage: &str, prefix: &str) -> Result<String, ImageErr
 pub(super) fn unpack(package: &str, into: &Path) -> Result<(), ImageError> {
     fs::create_dir_all(into).map_err(ImageError::io("creating", into))?;
     // A package list older than the archive names files that are gone: fetch a new one, then try again.
-    let file = download(package, into).or_else(|_| update().and_then(|()| download(package, into)))?;
-    run(Command::new("dpkg").arg("-x").arg(&file).arg(into), &format!("unpacking {package}"))?;
-    fs::remove_file(&file).map_err(ImageError::io("removing", &file))
+    let fetch = || download(package, into, &[]);
+    unpack_file(package, &fetch().or_else(|_| update().and_then(|()| fetch()))?, into)
 }
 
-fn download(package: &str, into: &Path) -> Result<PathBuf, ImageError> {
-    run(
-        // apt's own user may not write into a folder of ours
-        Command::new("apt-get").current_dir(into).args([
-            "-qq",
-            "-o",
-            "APT::Sandbox::User=root",
-            "download",
-            package,
-        ]),
-        &format!("downloading {package}"),
-    )?;
+/// The same for packages of this machine's archive in another of its suites, as "backports". The machine's own sources
+/// and package lists stay as they are: apt is given others for the time, which are removed again.
+pub(super) fn unpack_from(suffix: &str, packages: &[&str], into: &Path) -> Result<(), ImageError> {
+    let Archive { uri, suite } = archive()?;
+    let apart = into.join("apt");
+    let lists = apart.join("lists");
+    fs::create_dir_all(lists.join("partial")).map_err(ImageError::io("creating", &lists))?;
+    let sources = apart.join("sources.list");
+    // Who installed Debian has its keys there; without the file apt looks where it always does.
+    let keys = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
+    let signed = if keys.is_file() { format!("[signed-by={}] ", keys.display()) } else { String::new() };
+    fs::write(&sources, format!("deb {signed}{uri} {suite}-{suffix} main\n"))
+        .map_err(ImageError::io("writing", &sources))?;
+    let options = [
+        format!("Dir::Etc::sourcelist={}", sources.display()),
+        "Dir::Etc::sourceparts=-".to_owned(),
+        format!("Dir::State::lists={}", lists.display()),
+        // the machine's cache of what its lists say
+        "Dir::Cache::pkgcache=".to_owned(),
+        "Dir::Cache::srcpkgcache=".to_owned(),
+    ];
+    run(apt_get(&options).arg("update"), &format!("fetching the package lists of {suite}-{suffix}"))?;
+    for package in packages {
+        unpack_file(package, &download(package, into, &options)?, into)?;
+    }
+    fs::remove_dir_all(&apart).map_err(ImageError::io("removing", &apart))
+}
+
+fn unpack_file(package: &str, file: &Path, into: &Path) -> Result<(), ImageError> {
+    run(Command::new("dpkg").arg("-x").arg(file).arg(into), &format!("unpacking {package}"))?;
+    fs::remove_file(file).map_err(ImageError::io("removing", file))
+}
+
+/// apt-get with these options.
+fn apt_get(options: &[String]) -> Command {
+    let mut command = Command::new("apt-get");
+    // apt's own user may not write into a folder of ours
+    command.args(["-qq", "-o", "APT::Sandbox::User=root"]);
+    for option in options {
+        command.args(["-o", option]);
+    }
+    command
+}
+
+fn download(package: &str, into: &Path, options: &[String]) -> Result<PathBuf, ImageError> {
+    run(apt_get(options).current_dir(into).args(["download", package]), &format!("downloading {package}"))?;
     let entries = fs::read_dir(into).map_err(ImageError::io("listing", into))?;
     let file =
         entries.flatten().map(|entry| entry.path()).find(|path| path.extension().is_some_and(|e| e == "deb"));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::apt;
+use super::check;
 use super::error::ImageError;
 use super::kernel::{Kernel, kernel};
 use super::run::run;
@@ -20,6 +21,7 @@ const INIT: &str = include_str!("files/debian_init.sh");
 const WORKLOAD: &str = include_str!("files/debian_workload.sh");
 const WORKLOAD_UNIT: &str = include_str!("files/memdex-workload.service");
 const READY_UNIT: &str = include_str!("files/memdex-ready.service");
+const CHECK_UNIT: &str = include_str!("files/memdex-check.service");
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
 /// Units that only cost time at boot or write at moments no test expects.
 const MASKED: &[&str] = &[
@@ -44,8 +46,9 @@ fn system_recipe() -> Recipe {
 }
 
 pub(super) fn recipe(kernel: &Kernel) -> Recipe {
-    let parts = [PACKAGES, INIT, WORKLOAD, WORKLOAD_UNIT, READY_UNIT, &kernel.version, "1"];
-    Recipe { name: "debian-disk", takes: "ten seconds", parts: parts.map(str::to_owned).to_vec() }
+    let own = [PACKAGES, INIT, WORKLOAD, WORKLOAD_UNIT, READY_UNIT, CHECK_UNIT, &kernel.version, "1"];
+    let parts = own.map(str::to_owned).into_iter().chain(check::parts()).collect();
+    Recipe { name: "debian-disk", takes: "ten seconds", parts }
 }
 
 /// What the Debian guest boots from.
@@ -67,6 +70,16 @@ impl DebianGuest {
         // A comma in the path would begin the next option; QEMU reads two as one.
         let path = self.disk.display().to_string().replace(',', ",,");
         format!("if=none,id=root,format=raw,snapshot=on,file={path}")
+    }
+
+    /// A copy of the disk for a guest whose writes are to stay, because it will be opened by another QEMU.
+    ///
+    /// # Errors
+    /// It can't be copied.
+    pub fn copy_disk(&self, to: &Path) -> Result<(), ImageError> {
+        let mut copy = Command::new("cp");
+        copy.args(["--sparse=always", "--reflink=auto"]).arg(&self.disk).arg(to);
+        run(&mut copy, "copying the guest's disk").map(drop)
     }
 
     /// The kernel command line: console on the first serial port, and the workload.
@@ -141,8 +154,15 @@ fn bootstrap(folder: &Path) -> Result<(), ImageError> {
 fn customise(root: &Path, kernel: &Kernel) -> Result<(), ImageError> {
     let units = root.join("etc/systemd/system");
     let wanted = units.join("multi-user.target.wants");
-    put(&root.join("usr/local/bin/memdex-workload"), WORKLOAD, 0o755)?;
-    for (name, text) in [("memdex-workload.service", WORKLOAD_UNIT), ("memdex-ready.service", READY_UNIT)] {
+    let programs = root.join("usr/local/bin");
+    put(&programs.join("memdex-workload"), WORKLOAD, 0o755)?;
+    put(&programs.join(check::NAME), check::program()?, 0o755)?;
+    let own = [
+        ("memdex-workload.service", WORKLOAD_UNIT),
+        ("memdex-ready.service", READY_UNIT),
+        ("memdex-check.service", CHECK_UNIT),
+    ];
+    for (name, text) in own {
         put(&units.join(name), text, 0o644)?;
         link(&format!("../{name}"), &wanted.join(name))?;
     }
@@ -160,11 +180,11 @@ fn customise(root: &Path, kernel: &Kernel) -> Result<(), ImageError> {
     Ok(())
 }
 
-fn put(path: &Path, text: &str, mode: u32) -> Result<(), ImageError> {
+fn put(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> Result<(), ImageError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(ImageError::io("creating", parent))?;
     }
-    fs::write(path, text).map_err(ImageError::io("writing", path))?;
+    fs::write(path, content).map_err(ImageError::io("writing", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .map_err(ImageError::io("setting the mode of", path))
 }

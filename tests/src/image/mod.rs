@@ -4,25 +4,30 @@
 //! - [`kernel`]: Debian's cloud kernel, downloaded and unpacked, not installed.
 //! - [`tiny_guest`]: kernel and a busybox initramfs with a memory workload; boots in seconds under emulation.
 //! - [`debian_guest`]: a Debian system with systemd, redis and nginx on an ext4 disk image.
+//! - [`qemu_versions`]: the QEMU of this machine and, where that is an old one, a newer one beside it.
 //!
 //! Each function builds what is missing and returns at once when it is there, so a test may call it without thought.
 //! Builders run one at a time (a file lock), and a half-built image is never seen (built aside, then renamed).
 //! Building needs root and Debian's package tools; both are checked by `cargo xtask setup`.
 
 mod apt;
+mod check;
 mod cpio;
 mod debian;
 mod error;
 mod kernel;
 mod modules;
+mod qemu;
 mod run;
 mod store;
 mod tiny;
 mod workload;
 
+pub use check::Check;
 pub use debian::{DebianGuest, debian_guest};
 pub use error::ImageError;
 pub use kernel::{Kernel, kernel};
+pub use qemu::{QemuProgram, QemuVersion, qemu_versions};
 pub use store::folder;
 pub use tiny::{TinyGuest, tiny_guest};
 pub use workload::Workload;
@@ -37,6 +42,7 @@ pub const READY: &str = "MEMDEX-READY";
 pub fn build_all() -> Result<(), ImageError> {
     tiny_guest()?;
     debian_guest()?;
+    qemu_versions()?;
     Ok(())
 }
 
@@ -47,4 +53,5 @@ pub fn all_built() -> bool {
         && kernel().is_ok_and(|kernel| {
             store::is_built(&tiny::recipe(&kernel)) && store::is_built(&debian::recipe(&kernel))
         })
+        && qemu::all_there()
 }

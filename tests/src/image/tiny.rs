@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::check;
 use super::cpio::Archive;
 use super::error::ImageError;
 use super::kernel::{Kernel, kernel};
@@ -13,8 +14,8 @@ const INIT: &str = include_str!("files/tiny_init.sh");
 const MODULES: &[&str] = &["virtio_pci", "virtio_balloon", "virtio_rng"];
 
 pub(super) fn recipe(kernel: &Kernel) -> Recipe {
-    let parts = vec![INIT.to_owned(), kernel.version.clone(), "1".to_owned()];
-    Recipe { name: "tiny", takes: "a second", parts }
+    let own = [INIT.to_owned(), kernel.version.clone(), "1".to_owned()];
+    Recipe { name: "tiny", takes: "a second", parts: own.into_iter().chain(check::parts()).collect() }
 }
 
 /// What the tiny guest boots from.
@@ -43,6 +44,7 @@ pub fn tiny_guest() -> Result<TinyGuest, ImageError> {
     let folder = store::ensure(&recipe(&kernel), |folder| {
         let mut archive = base(&kernel.modules_in_order(MODULES)?)?;
         archive.program("init", INIT.as_bytes());
+        archive.program(&format!("bin/{}", check::NAME), &check::program()?);
         write(&folder.join("initrd.cpio"), archive)
     })?;
     Ok(TinyGuest { kernel, initrd: folder.join("initrd.cpio") })

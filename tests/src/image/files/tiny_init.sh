@@ -1,5 +1,5 @@
 #!/bin/sh
-# The tiny guest's only process: fills a tmpfs, says so on the serial console, then writes at the rate it was told.
+# The tiny guest's first process: fills a tmpfs, says so on the serial console, then writes at the rate it was told.
 # Content of even files is the same in every guest, content of odd files depends on the seed and on chance.
 PATH=/bin
 /bin/busybox --install -s /bin
@@ -15,6 +15,8 @@ for word in $(cat /proc/cmdline); do
         memdex.files=*) files=${word#*=} ;;
         memdex.kib=*) kib=${word#*=} ;;
         memdex.seed=*) seed=${word#*=} ;;
+        # reads its own settings
+        memdex.check=*) memdex-check & ;;
     esac
 done
 mount -t tmpfs -o size=80% none /work
