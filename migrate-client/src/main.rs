@@ -1,4 +1,4 @@
-//! The `memdex` command: what a host knows of its VMs' memory, and what another host lacks of it.
+//! The `memdex` command: what a host knows of its VMs' memory, what another host lacks of it, and moving a VM there.
 #![forbid(unsafe_code)]
 
 mod command;

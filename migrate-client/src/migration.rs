@@ -4,6 +4,7 @@
 //! requests of this crate that are tried again, as they change nothing. Never ends the migration: it goes on whether
 //! somebody looks or not.
 
+use futures::{Stream, stream};
 use memdex_wire::migration::Migration;
 use tokio::time::{Instant, sleep_until};
 
@@ -36,6 +37,11 @@ impl MigrationStream {
         let answer = self.look().await;
         self.ended = answer.as_ref().map_or(true, |migration| migration.phase.is_end());
         Some(answer)
+    }
+
+    /// The same as a [`Stream`] for combinators.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Migration, ClientError>> + Send {
+        stream::unfold(self, |mut states| async move { states.next().await.map(|state| (state, states)) })
     }
 
     async fn look(&mut self) -> Result<Migration, ClientError> {

@@ -125,3 +125,29 @@ fn a_bar_is_drawn_for_a_terminal_and_taken_away() {
     let (_, shown) = after(at_terminal(&host, "sync vm1 --progress none"), "4711", |_, _| {});
     assert!(!shown.contains('%'), "{shown:?}");
 }
+
+#[test]
+fn a_migration_draws_a_bar_and_ctrl_c_calls_it_off() {
+    let host = GoodHost::new();
+    let child = at_terminal(&host, "migrate vm1 --to endless");
+    let (code, shown) = after(child, "iteration 3", types(b"\x03"));
+    assert_eq!(code, 130, "{shown:?}");
+    for word in [
+        "migrate vm1",
+        "300 new",
+        "copying",
+        "100.0 MiB/s",
+        "dirty rate",
+        "guest held back 20 %",
+        "being called off",
+    ] {
+        assert!(shown.contains(word), "{word}: {shown:?}");
+    }
+    assert!(shown.contains("to endless: aborted") && shown.contains("\nisig icanon"), "{shown:?}");
+    assert!(!shown.contains("\u{1b}[31m") && !shown.contains('\u{9b}'), "{shown:?}");
+
+    let child = at_terminal(&host, "migrate vm1 --to host-2 --progress none");
+    let (code, shown) = after(child, "completed", |_, _| {});
+    assert_eq!(code, 0);
+    assert!(!shown.contains("remaining"), "{shown:?}");
+}

@@ -166,7 +166,10 @@ pub(super) async fn run(
     progress.finish();
     report::print(&mut context.output, &ended)?;
     match report::failure(&ended) {
-        Some(_) if interrupted => Err(Failure::Interrupted),
+        Some(failure) if interrupted => {
+            say(&failure.to_string());
+            Err(Failure::Interrupted)
+        }
         Some(failure) => Err(failure),
         None => Ok(()),
     }

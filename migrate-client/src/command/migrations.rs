@@ -74,7 +74,7 @@ fn list(all: &[Migration]) -> String {
 fn details(one: &Migration) -> String {
     let log = report::log(one, 0);
     let mut text = format!(
-        "{}, {}, {}\n{}\n{}",
+        "{}, {}, {}\n{}{}",
         told(&one.id),
         direction(one.direction),
         progress(one),

@@ -60,6 +60,7 @@ impl MigrationProgress {
     pub(crate) fn show(&mut self, state: &Migration) {
         match &self.face {
             Face::Bar(bar) => {
+                bar.set_message(words(state));
                 if !self.drawn {
                     self.drawn = true;
                     let vm = format!("{} {}", self.command, printable(&self.vm));
@@ -70,7 +71,6 @@ impl MigrationProgress {
                 }
                 bar.set_length(state.bytes.total);
                 bar.set_position(state.bytes.total.saturating_sub(state.progress.remaining_bytes));
-                bar.set_message(words(state));
             }
             Face::Json => {
                 let news = self.told.is_none_or(|(at, phase)| at.elapsed() >= BEAT || phase != state.phase);
@@ -137,11 +137,12 @@ pub(crate) fn words(state: &Migration) -> String {
     }
     if state.phase >= Phase::Copying {
         parts.push(format!("{} remaining", bytes(now.remaining_bytes)));
+        // The end of the line may not fit the window: first what a person wants to know first.
+        if let Some(left) = now.expected_ms {
+            parts.push(format!("done in {}", duration(Duration::from_millis(left))));
+        }
         parts.push(format!("{}/s", bytes(now.rate)));
         parts.push(format!("dirty rate {}/s", bytes(now.dirty_rate.saturating_mul(PAGE_SIZE as u64))));
-    }
-    if let Some(left) = now.expected_ms {
-        parts.push(format!("done in {}", duration(Duration::from_millis(left))));
     }
     if now.throttle_percent > 0 {
         parts.push(format!("guest held back {} %", now.throttle_percent));

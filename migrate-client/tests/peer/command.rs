@@ -24,3 +24,8 @@ pub fn done(host: &impl ToString, arguments: &[&str]) -> String {
     assert_eq!(code, 0, "{arguments:?}: {err}");
     out
 }
+
+/// Whether something in it could steer a terminal.
+pub fn steers(text: &str) -> bool {
+    text.contains(['\u{1b}', '\u{9b}', '\r', '\u{202e}'])
+}

@@ -95,10 +95,16 @@ async fn begin(State(all): State<All>, Json(request): Json<MigrationRequest>) ->
     if request.to.contains("conflict") {
         return no(Code::Conflict, &format!("the check destination failed: {HOSTILE}"));
     }
-    if request.to.contains("thinks") {
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let thinks = request.to.contains("thinks");
+    let begun = add(&mut all.lock().unwrap(), request);
+    // It is in the list already.
+    if thinks {
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     }
-    let mut all = all.lock().unwrap();
+    Json(begun).into_response()
+}
+
+fn add(all: &mut Vec<Moving>, request: MigrationRequest) -> Migration {
     // What was asked for, for tests to see.
     let asked = serde_json::to_string(&request).unwrap();
     let log = (0..30).map(|n| format!("line {n}")).chain([asked, HOSTILE.to_owned()]);
@@ -124,7 +130,7 @@ async fn begin(State(all): State<All>, Json(request): Json<MigrationRequest>) ->
         log: log.map(|text| MigrationLogLine { at_ms: 1234, phase: Phase::Copying, text }).collect(),
     };
     all.push(Moving { state: state.clone(), looks: 0, aborted_at: None });
-    Json(state).into_response()
+    state
 }
 
 async fn list(State(all): State<All>) -> Response {
@@ -186,7 +192,7 @@ impl Moving {
             }
             Some(_) => (Phase::Copying, None),
             None if state.to.contains("endless") => (Phase::Copying, None),
-            None if looks < 3 || state.to.contains("late") && looks < 12 => (Phase::Copying, None),
+            None if looks < 3 || state.to.contains("late") && looks < 20 => (Phase::Copying, None),
             None if looks < 4 => (Phase::HandingOver, None),
             None if state.to.contains("fails") => (Phase::Failed, Some(Outcome::Failed)),
             None => (Phase::Completed, Some(Outcome::Completed)),
