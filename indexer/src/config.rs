@@ -32,6 +32,21 @@ pub struct Config {
     pub log: Option<String>,
     /// Certificates.
     pub tls: TlsFiles,
+    /// Outgoing migrations at once.
+    pub migrations_at_once: usize,
+    /// Most bytes a second that all outgoing migrations send together.
+    pub max_bandwidth: Option<u64>,
+    /// Most bytes of content kept of VMs that moved away.
+    pub keep_bytes: u64,
+}
+
+/// Settings of migrations as they are written.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MigrationSettings {
+    at_once: Option<usize>,
+    max_bandwidth: Option<u64>,
+    keep_mib: Option<u64>,
 }
 
 /// Files for `tls://`, all PEM.
@@ -62,6 +77,8 @@ struct File {
     log: Option<String>,
     #[serde(default)]
     tls: TlsFiles,
+    #[serde(default)]
+    migration: MigrationSettings,
 }
 
 /// What the command line adds; see `memdexd --help`.
@@ -116,6 +133,10 @@ pub enum ConfigError {
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Time between two looks at the write marks, in milliseconds, if nothing else is said.
 const DEFAULT_TICK_MS: u64 = 50;
+/// Outgoing migrations at once if nothing else is said.
+const DEFAULT_AT_ONCE: usize = 2;
+/// MiB of content kept of VMs that moved away if nothing else is said.
+const DEFAULT_KEEP_MIB: u64 = 4096;
 
 impl Config {
     /// Reads the file, if there is one, and applies the command line.
@@ -143,6 +164,14 @@ impl Config {
         if !(1..=1024).contains(&hash_threads) {
             return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
         }
+        let migrations_at_once = file.migration.at_once.unwrap_or(DEFAULT_AT_ONCE);
+        if !(1..=64).contains(&migrations_at_once) {
+            return Err(value("migration.at_once", format!("{migrations_at_once} is not between 1 and 64")));
+        }
+        if file.migration.max_bandwidth.is_some_and(|cap| cap < 100_000) {
+            let why = "less than 100000 bytes a second: nothing would ever arrive".to_owned();
+            return Err(value("migration.max_bandwidth", why));
+        }
         let config = Self {
             peers: peers(file.peer, &over.peer)?,
             listen,
@@ -152,6 +181,9 @@ impl Config {
             tick: Duration::from_millis(tick),
             log: over.log.or(file.log),
             tls: file.tls,
+            migrations_at_once,
+            max_bandwidth: file.migration.max_bandwidth,
+            keep_bytes: file.migration.keep_mib.unwrap_or(DEFAULT_KEEP_MIB).saturating_mul(1 << 20),
         };
         config.check_tls()?;
         Ok(config)
@@ -161,6 +193,20 @@ impl Config {
     #[must_use]
     pub fn wants_token(&self) -> bool {
         self.listen.iter().any(|url| url.authority().is_some())
+    }
+
+    /// Folder of the journal of migrations: beside the Unix socket, one for each daemon.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        let socket = self.listen.iter().find_map(HostUrl::socket_path);
+        socket.map_or_else(
+            || PathBuf::from("/run/memdex/migrations"),
+            |socket| {
+                let mut name = socket.as_os_str().to_owned();
+                name.push(".migrations");
+                PathBuf::from(name)
+            },
+        )
     }
 
     fn check_tls(&self) -> Result<(), ConfigError> {

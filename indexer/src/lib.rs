@@ -9,6 +9,7 @@
 //!
 //! [`host`] holds it together: the VMs there are, a tracker for each, and what they share.
 pub mod api;
+pub mod compare;
 pub mod config;
 pub mod fingerprint;
 pub mod heap;

@@ -15,6 +15,7 @@ use indexer::{
     config::Config,
     host::{Host, HostOptions},
     listen::{AccessToken, Listener, Server, token_file},
+    migrate::{MigrationOptions, Migrations, guard},
     peer::Peers,
     vm::filter::NameFilter,
     watch::{ebpf::HookOptions, tracker::TrackerOptions},
@@ -32,6 +33,11 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     indexer::heap::one_for_all();
+    if std::env::args_os().nth(1).is_some_and(|role| role == guard::ROLE) {
+        // What the daemon was told to log counts for its guards too; without it the default does.
+        let _ = log::start(None);
+        return guard::main();
+    }
     let cli = cli::Cli::parse();
     let hook_debug = cli.hook_debug;
     let config = match Config::load(cli.config.clone().as_deref(), cli.overrides()) {
@@ -76,7 +82,7 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
         token_file().exists().then(|| AccessToken::load(&token_file())).transpose()?
     };
     let ours = token.as_ref().map(|token| Token::new(token.expose())).transpose()?;
-    let peers = Peers::new(config.peers.clone(), ours, config.tls.ca.clone());
+    let peers = Arc::new(Peers::new(config.peers.clone(), ours, config.tls.ca.clone()));
 
     // Sockets come first: whoever finds another daemon serving must not have touched a VM.
     let mut listeners = Vec::new();
@@ -98,7 +104,11 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
         }
     };
 
-    let state = ApiState::new(host.clone(), peers, token, stop.clone());
+    let migrations =
+        Migrations::new(host.clone(), Arc::clone(&peers), &migration_options(&config), stop.clone());
+    // Before anybody can ask: who asks about a migration must get the answer that was decided.
+    migrations.recover().await;
+    let state = ApiState::new(host.clone(), peers, migrations.clone(), token, stop.clone());
     let counters = state.figures();
     let (app, _) = api::router(state);
     let server = Server::new(app, Arc::clone(&counters), stop.clone());
@@ -108,7 +118,8 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "memdexd is ready");
 
     stop.cancelled().await;
-    server.finish(FINISH).await;
+    // Migrations are called off, and the guests put back, while requests end.
+    tokio::join!(migrations.finish(FINISH), server.finish(FINISH));
     let letting_go = tokio::task::spawn_blocking(move || host.stop());
     if tokio::time::timeout(LET_GO, letting_go).await.is_err() {
         tracing::warn!(
@@ -128,8 +139,17 @@ fn options(config: &Config, hook_debug: bool) -> Result<HostOptions, Failure> {
         filter: NameFilter::new(&config.include, &config.exclude)?,
         tracker: TrackerOptions { tick: config.tick, ..TrackerOptions::default() },
         hooks: HookOptions { debug: hook_debug },
+        keep_bytes: config.keep_bytes,
         ..HostOptions::default()
     })
+}
+
+fn migration_options(config: &Config) -> MigrationOptions {
+    MigrationOptions {
+        at_once: config.migrations_at_once,
+        max_bandwidth: config.max_bandwidth,
+        journal: config.journal(),
+    }
 }
 
 /// The first SIGTERM or SIGINT asks for a stop, the second one ends the process at once.

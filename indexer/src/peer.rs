@@ -7,6 +7,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use memdex_wire::problem::{Code, Problem};
 use migrate_client::{Client, ClientError, ClientOptions, HostUrl, Timeouts, Token};
 
+use crate::migrate::resolve::Destination;
+
 /// Time a peer has for the answer to one batch.
 pub const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -48,6 +50,17 @@ impl Peers {
             )));
         }
         Client::new(url, self.options.clone()).map_err(|error| problem(&error))
+    }
+
+    /// What a guard needs to ask the host of `client` about a migration when this daemon is no more.
+    #[must_use]
+    pub fn destination(&self, client: &Client, id: &str) -> Destination {
+        Destination {
+            url: client.host().to_string(),
+            token: self.options.token.as_ref().map(|token| token.expose().to_owned()),
+            ca: self.options.ca.clone(),
+            id: id.to_owned(),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod gate;
 mod health;
 mod lookup;
 mod metrics;
+mod migrations;
 mod negotiate;
 mod pages;
 mod problem;
@@ -33,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{host::Host, listen::AccessToken, metrics::HttpCounters, peer::Peers};
+use crate::{host::Host, listen::AccessToken, metrics::HttpCounters, migrate::Migrations, peer::Peers};
 use gate::Gates;
 use track::Requests;
 
@@ -42,6 +43,7 @@ use track::Requests;
 pub struct ApiState {
     host: Host,
     peers: Arc<Peers>,
+    migrations: Migrations,
     token: Option<AccessToken>,
     stop: CancellationToken,
     figures: Arc<HttpCounters>,
@@ -58,10 +60,17 @@ impl std::fmt::Debug for ApiState {
 impl ApiState {
     /// `token` opens TCP listeners; without one nothing but the Unix socket is open. `stop` ends streams and long work.
     #[must_use]
-    pub fn new(host: Host, peers: Peers, token: Option<AccessToken>, stop: CancellationToken) -> Self {
+    pub fn new(
+        host: Host,
+        peers: Arc<Peers>,
+        migrations: Migrations,
+        token: Option<AccessToken>,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             host,
-            peers: Arc::new(peers),
+            peers,
+            migrations,
             token,
             stop,
             figures: Arc::default(),
@@ -88,6 +97,12 @@ pub fn router(state: ApiState) -> (Router, OpenApi) {
         .routes(routes!(verify::post))
         .routes(routes!(lookup::post))
         .routes(routes!(contents::post))
+        .routes(routes!(migrations::list, migrations::start))
+        .routes(routes!(migrations::plan))
+        .routes(routes!(migrations::get))
+        .routes(routes!(migrations::abort))
+        .routes(routes!(migrations::receive))
+        .routes(routes!(migrations::stream))
         .routes(routes!(events::get))
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))

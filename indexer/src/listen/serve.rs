@@ -183,7 +183,9 @@ impl Server {
             .header_read_timeout(HEAD)
             .max_buf_size(BUFFER)
             .max_headers(MAX_HEADERS)
-            .serve_connection(stream, service);
+            .serve_connection(stream, service)
+            // The connections of a migration.
+            .with_upgrades();
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),

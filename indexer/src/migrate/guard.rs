@@ -209,7 +209,9 @@ async fn carry_out(mut qmp: Qmp, orders: &Orders) {
                 tracing::info!(vm = orders.vm, "the guest runs at the destination");
                 steps = &orders.gone;
             }
-            Verdict::Source => tracing::info!(vm = orders.vm, "the destination has given up: the guest runs on here"),
+            Verdict::Source => {
+                tracing::info!(vm = orders.vm, "the destination has given up: the guest runs on here")
+            }
         }
     }
     for step in steps {

@@ -1,9 +1,393 @@
-//! Live migration.
-mod codec;
-mod in_flight;
-mod ledger;
-mod link;
-mod monitor;
-mod pace;
-mod qmp;
-mod record;
+//! Live migration of unmodified QEMU VMs: a running VM moves to a waiting one on another host, and only what that host lacks crosses the wire.
+//!
+//! ```text
+//!        source                                             destination
+//!   api ── start ──> source ══ control: offers, digest, ══> destination ──> RAM file
+//!                      │       device state, hand-over           │
+//!          map, RAM ──>│ ══ data: pages, compressed ══════> stream│<── content of this host
+//!                      │                                          │
+//!    QEMU <── monitor ─┤                                          ├─ monitor ──> QEMU (-incoming defer)
+//!             guard ───┘                                          └─── guard, journal
+//! ```
+//!
+//! Owns migrations as resources: starting, finding, aborting, how many go on at once. Nothing of a VM's memory passes through the command that started
+//! one; it may go away.
+//!
+//! | Module | Owns |
+//! |---|---|
+//! | [`source`] | an outgoing migration: checks, rounds, switch-over, and what becomes of the guest |
+//! | [`destination`] | an incoming one: filling the RAM file, loading device state, letting the guest run |
+//! | [`resolve`] | why the guest never runs twice |
+//! | [`guard`] | what happens if a daemon is killed in the midst of it |
+//! | [`journal`] | what a destination has decided, for the daemon after it |
+//! | [`ledger`] | what each page holds over there, and the digest of all |
+//! | [`link`], [`codec`], [`pace`] | connections, compression, bandwidth |
+//! | [`monitor`], [`qmp`] | QEMU |
+//! | [`in_flight`] | contents that several moving VMs have in common |
+//! | [`record`] | what the world is told |
+
+pub mod codec;
+pub mod destination;
+pub mod guard;
+pub mod in_flight;
+pub mod journal;
+pub mod ledger;
+pub mod link;
+pub mod monitor;
+pub mod pace;
+pub mod qmp;
+pub mod record;
+pub mod resolve;
+pub mod source;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use memdex_wire::{
+    migration::{Direction, Migration, MigrationPlan, MigrationRequest, Phase},
+    problem::{Code, Problem},
+};
+use migrate_client::Channel;
+use tokio::{sync::Semaphore, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    host::{FindError, Host, Vm},
+    peer::Peers,
+};
+use destination::Incoming;
+use in_flight::InFlight;
+use journal::Journal;
+use pace::HostPace;
+use record::{Record, Subject};
+
+/// How long a migration is remembered after its end.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// Ended migrations that are remembered at most.
+const MOST_ENDED: usize = 200;
+/// Migrations that may wait or be under way at once; more are refused.
+const MOST: usize = 64;
+/// Longest time for which the guest may be asked to stand still.
+const MAX_DOWNTIME_MS: u64 = 60_000;
+
+/// Settings of migrations.
+#[derive(Debug, Clone)]
+pub struct MigrationOptions {
+    /// Outgoing migrations at once; further ones wait.
+    pub at_once: usize,
+    /// Most bytes a second that all outgoing migrations send together.
+    pub max_bandwidth: Option<u64>,
+    /// Folder of the journal.
+    pub journal: PathBuf,
+}
+
+/// All migrations of this host. Clones name the same ones.
+#[derive(Debug, Clone)]
+pub struct Migrations(Arc<Shared>);
+
+/// What all migrations share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) host: Host,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) journal: Journal,
+    pub(crate) pace: Arc<HostPace>,
+    pub(crate) places: Arc<Semaphore>,
+    /// Everything is to end.
+    pub(crate) stop: CancellationToken,
+    all: Mutex<Vec<Known>>,
+    /// What the links to other hosts did lately, in bytes a second.
+    rates: Mutex<HashMap<String, u64>>,
+    tasks: TaskTracker,
+}
+
+/// One that is under way, or has ended not long ago.
+#[derive(Debug, Clone)]
+enum Known {
+    Outgoing { record: Arc<Record>, abort: CancellationToken, vm: String },
+    Incoming { incoming: Arc<Incoming>, vm: String },
+}
+
+impl Known {
+    fn record(&self) -> &Arc<Record> {
+        match self {
+            Self::Outgoing { record, .. } => record,
+            Self::Incoming { incoming, .. } => &incoming.record,
+        }
+    }
+
+    fn is_about(&self, vm_id: &str) -> bool {
+        let (Self::Outgoing { vm, .. } | Self::Incoming { vm, .. }) = self;
+        vm == vm_id && self.record().ended().is_none()
+    }
+}
+
+/// A name for a migration: 16 random bytes in hex.
+pub(crate) fn new_id() -> String {
+    let mut bytes = [0u8; 16];
+    // Without randomness there would be no daemon: its tokens and tables are made of it.
+    if getrandom::fill(&mut bytes).is_err() {
+        bytes[..8].copy_from_slice(&std::process::id().to_le_bytes().repeat(2));
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether a text can be the name of a migration.
+#[must_use]
+pub fn is_id(text: &str) -> bool {
+    (8..=64).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+impl Migrations {
+    /// Begins with none. `stop` calls off those under way.
+    #[must_use]
+    pub fn new(host: Host, peers: Arc<Peers>, options: &MigrationOptions, stop: CancellationToken) -> Self {
+        Self(Arc::new(Shared {
+            host,
+            peers,
+            in_flight: Arc::default(),
+            journal: Journal::new(options.journal.clone()),
+            pace: HostPace::new(options.max_bandwidth),
+            places: Arc::new(Semaphore::new(options.at_once.max(1))),
+            stop,
+            all: Mutex::default(),
+            rates: Mutex::default(),
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    /// Finishes what a daemon before this one had decided. Call it before anybody can ask.
+    pub async fn recover(&self) {
+        destination::recover(&self.0).await;
+    }
+
+    /// Begins an outgoing migration.
+    ///
+    /// # Errors
+    /// If there is no such VM or host, the settings make no sense, or the VM is on its way already.
+    pub fn start(&self, request: MigrationRequest) -> Result<Migration, Problem> {
+        let (vm, client) = self.parties(&request)?;
+        let subject = Subject {
+            vm: vm.id().to_owned(),
+            name: vm.name().to_owned(),
+            to: request.to.clone(),
+            dest_vm: request.dest_vm.clone().unwrap_or_else(|| vm.name().to_owned()),
+        };
+        let record = Arc::new(Record::new(new_id(), Direction::Outgoing, Subject::default()));
+        record.set_subject(subject, u64::from(vm.snapshot().pages()));
+        let abort = self.0.stop.child_token();
+        let known =
+            Known::Outgoing { record: Arc::clone(&record), abort: abort.clone(), vm: vm.id().to_owned() };
+        self.0.admit(known, vm.id()).map_err(|why| Problem::new(Code::Conflict, why))?;
+        let (shared, ours) = (Arc::clone(&self.0), Arc::clone(&record));
+        self.0.tasks.spawn(async move {
+            let to = client.host().to_string();
+            source::run(Arc::clone(&shared), vm, client, request, Arc::clone(&ours), abort).await;
+            shared.remember_rate(to, &ours);
+        });
+        Ok(record.document())
+    }
+
+    /// What a migration would cost.
+    ///
+    /// # Errors
+    /// If there is no such VM or host, or it cannot be asked. What stands in the way of a migration is no error.
+    pub async fn plan(&self, request: &MigrationRequest) -> Result<MigrationPlan, Problem> {
+        let (vm, client) = self.parties(request)?;
+        source::plan(&self.0, &vm, &client, request).await
+    }
+
+    /// All migrations that are under way or remembered, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Migration> {
+        self.0.lock().iter().map(|known| known.record().document()).collect()
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<Migration> {
+        self.0.find(id).map(|known| known.record().document())
+    }
+
+    /// Calls one off; `None` if there is no such migration.
+    ///
+    /// # Errors
+    /// If it is too late: the guest runs at the destination, or is being handed over.
+    pub async fn abort(&self, id: &str) -> Option<Result<Migration, Problem>> {
+        let known = self.0.find(id)?;
+        let record = Arc::clone(known.record());
+        let too_late = |why: &str| Err(Problem::new(Code::Conflict, why));
+        Some(match (&known, record.phase()) {
+            (_, Phase::Completed) => too_late("the migration is complete: the guest runs at the destination"),
+            (_, Phase::Aborted | Phase::Failed) => Ok(record.document()),
+            (Known::Outgoing { .. }, Phase::HandingOver) => {
+                too_late("the guest is being handed over: it is too late to abort, see how it ends")
+            }
+            (Known::Outgoing { abort, .. }, _) => {
+                abort.cancel();
+                Ok(record.document())
+            }
+            (Known::Incoming { incoming, .. }, _) => {
+                if incoming.verdict.abort() {
+                    incoming.stop.cancel();
+                    // Whoever asks wants to know how it ended.
+                    let ended = async {
+                        while record.ended().is_none() {
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                    };
+                    let _ = timeout(Duration::from_secs(4), ended).await;
+                }
+                Ok(record.document())
+            }
+        })
+    }
+
+    /// Serves the control connection of an incoming migration.
+    ///
+    /// # Errors
+    /// If the id cannot be one.
+    pub fn receive(&self, id: &str, io: Box<dyn Channel>) {
+        self.0.tasks.spawn(destination::receive(Arc::clone(&self.0), id.to_owned(), io));
+    }
+
+    /// Whether an incoming migration of this id takes data connections.
+    #[must_use]
+    pub fn takes_data(&self, id: &str) -> bool {
+        matches!(self.0.find(id), Some(Known::Incoming { incoming, .. }) if incoming.record.ended().is_none())
+    }
+
+    /// Serves a data connection of an incoming migration.
+    pub fn stream(&self, id: &str, io: Box<dyn Channel>) {
+        if let Some(Known::Incoming { incoming, .. }) = self.0.find(id) {
+            self.0.tasks.spawn(async move { destination::stream(&incoming, io).await });
+        }
+    }
+
+    /// How many are in each phase, for metrics.
+    #[must_use]
+    pub fn phases(&self) -> Vec<(Direction, Phase, u64)> {
+        let all = self.0.lock();
+        let mut counts: HashMap<(bool, Phase), u64> = HashMap::new();
+        for known in all.iter() {
+            let record = known.record();
+            *counts.entry((record.direction() == Direction::Outgoing, record.phase())).or_default() += 1;
+        }
+        drop(all);
+        let directions = [(true, Direction::Outgoing), (false, Direction::Incoming)];
+        let each = directions.into_iter().flat_map(|direction| Phase::ALL.map(|phase| (direction, phase)));
+        each.map(|((out, direction), phase)| {
+            (direction, phase, counts.get(&(out, phase)).copied().unwrap_or(0))
+        })
+        .collect()
+    }
+
+    /// Waits until all have ended; call it once `stop` is cancelled.
+    pub async fn finish(&self, patience: Duration) {
+        self.0.tasks.close();
+        if timeout(patience, self.0.tasks.wait()).await.is_err() {
+            tracing::warn!("migrations are still being called off: their guards see to the VMs");
+        }
+    }
+
+    fn parties(&self, request: &MigrationRequest) -> Result<(Arc<Vm>, migrate_client::Client), Problem> {
+        let vm = self.0.host.find(&request.vm).map_err(|error| {
+            let code = match error {
+                FindError::NotFound(_) => Code::VmNotFound,
+                FindError::Ambiguous { .. } => Code::VmAmbiguous,
+            };
+            Problem::new(code, migrate_client::printable(&error.to_string()))
+        })?;
+        let bad = |why: String| Err(Problem::new(Code::BadRequest, why));
+        if let Some(downtime) =
+            request.downtime_ms.filter(|downtime| !(1..=MAX_DOWNTIME_MS).contains(downtime))
+        {
+            return bad(format!("a downtime of {downtime} ms: it is between 1 and {MAX_DOWNTIME_MS}"));
+        }
+        if request.max_bandwidth.is_some_and(|cap| cap < 100_000) {
+            return bad(
+                "a bandwidth of less than 100000 bytes a second: nothing would ever arrive".to_owned()
+            );
+        }
+        for path in [&request.qmp, &request.dest_qmp].into_iter().flatten() {
+            if !path.starts_with('/') || path.len() > 4096 {
+                return bad(format!(
+                    "{:?} is no absolute path of a QMP socket",
+                    migrate_client::printable(path)
+                ));
+            }
+        }
+        Ok((vm, self.0.peers.client(&request.to)?))
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &str) -> Option<Known> {
+        self.lock().iter().find(|known| known.record().id() == id).cloned()
+    }
+
+    /// Takes one in, unless the VM is on its way already.
+    fn admit(&self, new: Known, vm: &str) -> Result<(), String> {
+        let mut all = self.lock();
+        self.forget(&mut all);
+        if self.stop.is_cancelled() {
+            return Err("this memdexd is stopping".to_owned());
+        }
+        if let Some(other) = all.iter().find(|known| known.is_about(vm)) {
+            return Err(format!("the VM {vm} is on its way already, see migration {}", other.record().id()));
+        }
+        if all.iter().any(|known| known.record().id() == new.record().id()) {
+            return Err("there is a migration of this id already".to_owned());
+        }
+        if all.iter().filter(|known| known.record().ended().is_none()).count() >= MOST {
+            return Err(format!("{MOST} migrations are under way or waiting already: try again later"));
+        }
+        all.push(new);
+        Ok(())
+    }
+
+    pub(crate) fn admit_incoming(&self, incoming: &Arc<Incoming>, vm: &str) -> Result<(), String> {
+        self.admit(Known::Incoming { incoming: Arc::clone(incoming), vm: vm.to_owned() }, vm)
+    }
+
+    pub(crate) fn add_ended(&self, incoming: Incoming) {
+        self.lock().push(Known::Incoming { incoming: Arc::new(incoming), vm: String::new() });
+    }
+
+    /// Forgets what ended long ago.
+    fn forget(&self, all: &mut Vec<Known>) {
+        let ended = all.iter().filter(|known| known.record().ended().is_some()).count();
+        let mut most = ended.saturating_sub(MOST_ENDED);
+        all.retain(|known| {
+            let Some(at) = known.record().ended() else { return true };
+            let too_many = most > 0;
+            most = most.saturating_sub(1);
+            let old = at.elapsed() > REMEMBERED || too_many;
+            if old {
+                self.journal.remove(known.record().id());
+            }
+            !old
+        });
+    }
+
+    fn remember_rate(&self, to: String, record: &Record) {
+        let document = record.document();
+        if document.phase == Phase::Completed && document.bytes.wire > 4 << 20 && document.total_ms > 0 {
+            let rate = document.bytes.wire * 1000 / document.total_ms;
+            self.rates.lock().unwrap_or_else(PoisonError::into_inner).insert(to, rate);
+        }
+    }
+
+    pub(crate) fn last_rate(&self, to: &str) -> Option<u64> {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner).get(to).copied()
+    }
+}

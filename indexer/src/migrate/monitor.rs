@@ -66,6 +66,15 @@ impl Monitor {
         Err(last)
     }
 
+    /// Connects to a socket whose path can be opened from here.
+    ///
+    /// # Errors
+    /// A sentence that says what to do.
+    pub async fn open_at(path: &Path) -> Result<Self, String> {
+        let qmp = Qmp::connect(path).await.map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { qmp, path: path.to_owned() })
+    }
+
     /// Where it was found.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -140,6 +149,11 @@ impl Monitor {
         let answer = self.tell("query-migrate", json!({})).await?;
         let text = |name: &str| answer[name].as_str().map(migrate_client::printable);
         Ok((text("status").unwrap_or_default(), text("error-desc")))
+    }
+
+    /// Calls QEMU's own migration off; nothing happens if there is none.
+    pub async fn cancel(&mut self) -> Result<(), QmpError> {
+        self.tell("migrate_cancel", json!({})).await.map(drop)
     }
 
     /// Begins to write the device state to `descriptor`.

@@ -7,7 +7,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Once, OnceLock},
+    sync::{Arc, Once, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use indexer::{
     config::TlsFiles,
     host::{Host, HostOptions},
     listen::{AccessToken, Listener, Server},
+    migrate::{MigrationOptions, Migrations},
     peer::Peers,
     vm::filter::NameFilter,
 };
@@ -63,8 +64,10 @@ impl Served {
             "far".to_owned(),
             format!("unix:{}", folder.path().join("far.sock").display()).parse().unwrap(),
         )];
-        let peers = Peers::new(peers.into(), Some(ours), files.ca.clone());
-        let state = ApiState::new(host(), peers, Some(token.clone()), stop.clone());
+        let peers = Arc::new(Peers::new(peers.into(), Some(ours), files.ca.clone()));
+        let options = MigrationOptions { at_once: 1, max_bandwidth: None, journal: folder.path().join("journal") };
+        let migrations = Migrations::new(host(), Arc::clone(&peers), &options, stop.clone());
+        let state = ApiState::new(host(), peers, migrations, Some(token.clone()), stop.clone());
         let server_counters = state.figures();
         let server = Server::new(api::router(state).0, server_counters, stop.clone());
         let (tcp, tls) = (free_port(), free_port());

@@ -183,7 +183,12 @@ impl Session {
     }
 
     /// Takes in an offer: what is here is put in place, what is not is asked for. Blocking.
-    pub(super) fn offer(&self, number: u32, push: bool, pages: Vec<(u32, Fingerprint)>) -> Result<(), Failure> {
+    pub(super) fn offer(
+        &self,
+        number: u32,
+        push: bool,
+        pages: Vec<(u32, Fingerprint)>,
+    ) -> Result<(), Failure> {
         let total = self.ledger().pages();
         if pages.iter().any(|(page, _)| *page >= total) {
             return Err("the source offers a page that the VM does not have".to_owned());
@@ -480,7 +485,8 @@ fn unreadable(error: std::io::Error) -> Failure {
 fn no_room(error: std::io::Error) -> Failure {
     match error.kind() {
         std::io::ErrorKind::StorageFull => {
-            "the destination has no room for the guest's memory: its RAM file's file system is full".to_owned()
+            "the destination has no room for the guest's memory: its RAM file's file system is full"
+                .to_owned()
         }
         _ => format!("the RAM file of the waiting VM cannot be written: {error}"),
     }

@@ -6,20 +6,17 @@
 
 use std::sync::mpsc::RecvTimeoutError;
 
+use tokio::sync::oneshot;
+
 use super::{Command, Tracker};
 use crate::host::JobError;
 
 impl Tracker {
     /// One step of doing nothing.
     pub(super) fn step_aside(&mut self) {
-        if !self.aside {
-            self.aside = true;
-            self.abandon_jobs(JobError::Receiving);
-            self.all_stale();
-            self.update_status();
-        }
+        self.begin_aside();
         match self.commands.recv_timeout(self.options.tick) {
-            Ok(Command::StandAside { reply }) => drop(reply.send(Ok(()))),
+            Ok(Command::StandAside { reply }) => self.stand_aside(reply),
             Ok(Command::Sync { reply, .. }) => drop(reply.send(Err(JobError::Receiving))),
             Ok(Command::Verify { reply }) => drop(reply.send(Err(JobError::Receiving))),
             Ok(Command::Changed(descriptor)) => self.changed(descriptor),
@@ -28,6 +25,26 @@ impl Tracker {
         }
         // Whether the VMM has ended, the sweep finds out.
         self.take_marks();
+    }
+
+    /// Answers who asked for it, once nothing of the memory is being read any more.
+    pub(super) fn stand_aside(&mut self, reply: oneshot::Sender<Result<(), JobError>>) {
+        if self.vm.receiving() {
+            self.begin_aside();
+            let _ = reply.send(Ok(()));
+        } else {
+            // It was called off before we heard of it.
+            let _ = reply.send(Err(JobError::Receiving));
+        }
+    }
+
+    fn begin_aside(&mut self) {
+        if !self.aside {
+            self.aside = true;
+            self.abandon_jobs(JobError::Receiving);
+            self.all_stale();
+            self.update_status();
+        }
     }
 
     /// The memory is the guest's again.

@@ -240,8 +240,10 @@ impl Tracker {
             Ok(Command::Sync { deadline, reply }) => self.begin_sync(deadline, reply)?,
             Ok(Command::Verify { reply }) => self.begin_verify(reply),
             Ok(Command::Changed(descriptor)) => self.changed(descriptor),
-            // It was called off before we heard of it.
-            Ok(Command::StandAside { reply }) => drop(reply.send(Err(JobError::Receiving))),
+            Ok(Command::StandAside { reply }) => {
+                self.stand_aside(reply);
+                return Ok(());
+            }
             Ok(Command::Wake) | Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
         }

@@ -1,0 +1,154 @@
+//! What is looked at at the destination before anything moves. Owns the sentences; changes nothing.
+
+use std::{path::Path, sync::Arc};
+
+use memdex_wire::{bulk::KeyId, migration::MigrationCheck, transfer::Hello};
+
+use crate::{
+    host::{Host, Vm},
+    map::Layout,
+    memory::Ram,
+    migrate::monitor::{Monitor, Version},
+    units::bytes,
+};
+
+/// What was found.
+pub(super) struct Found {
+    pub(super) checks: Vec<MigrationCheck>,
+    pub(super) vm: Option<Arc<Vm>>,
+    pub(super) monitor: Option<Monitor>,
+    pub(super) ram: Option<Ram>,
+    pub(super) version: Option<Version>,
+    pub(super) layout: Layout,
+}
+
+/// The key of this host's fingerprints, in hex.
+pub(crate) fn key() -> String {
+    KeyId::PLAIN.0.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One thing that was looked at.
+pub(crate) fn check(name: &str, result: Result<impl Into<String>, impl Into<String>>) -> MigrationCheck {
+    let (ok, detail) = match result {
+        Ok(detail) => (true, detail.into()),
+        Err(detail) => (false, detail.into()),
+    };
+    MigrationCheck { name: name.to_owned(), ok, detail: migrate_client::printable(&detail) }
+}
+
+/// Looks at the waiting VM.
+pub(super) async fn look(host: &Host, hello: &Hello) -> Found {
+    let mut found = Found {
+        checks: Vec::new(),
+        vm: None,
+        monitor: None,
+        ram: None,
+        version: None,
+        layout: Layout::default(),
+    };
+    let key = if hello.key == key() {
+        Ok("both hosts name contents in the same way")
+    } else {
+        Err("the two hosts use different fabric keys, so nothing they know matches: give both the same key")
+    };
+    found.checks.push(check("key", key));
+    let vm = match host.find(&hello.dest_vm) {
+        Ok(vm) => vm,
+        Err(error) => {
+            let why = format!(
+                "no VM waits at the destination: start it there with the same command line and -incoming defer, or name it with --dest-vm ({error})"
+            );
+            found.checks.push(check("destination", Err::<String, _>(why)));
+            return found;
+        }
+    };
+    let descriptor = vm.descriptor();
+    found.checks.push(check("destination", Ok::<_, String>(format!("{} ({})", vm.name(), vm.id()))));
+    found.layout = Layout::of(&descriptor.regions);
+    let ours: Vec<u64> = found.layout.regions().iter().map(|region| u64::from(region.pages)).collect();
+    found.checks.push(check("layout", layout(&hello.regions, &ours)));
+    let ram = Ram::open(descriptor.process, &descriptor.regions, &found.layout);
+    found.checks.push(check(
+        "destination_memory",
+        ram.as_ref().map_err(Clone::clone).and_then(|ram| room(ram, hello)),
+    ));
+    found.ram = ram.ok();
+    match Monitor::open(descriptor.process, hello.dest_qmp.as_deref().map(Path::new)).await {
+        Ok(mut monitor) => {
+            let state = state(&mut monitor).await;
+            match monitor.version().await {
+                Ok(version) => {
+                    found.version = Some(version);
+                    let words = format!("QEMU {version} at {}", monitor.path().display());
+                    found.checks.push(check("destination_monitor", Ok::<_, String>(words)));
+                }
+                Err(error) => {
+                    found.checks.push(check("destination_monitor", Err::<String, _>(error.to_string())))
+                }
+            }
+            found.checks.push(check("destination_state", state));
+            found.monitor = Some(monitor);
+        }
+        Err(why) => found.checks.push(check("destination_monitor", Err::<String, _>(why))),
+    }
+    found.vm = Some(vm);
+    found
+}
+
+fn layout(theirs: &[u64], ours: &[u64]) -> Result<String, String> {
+    let size = |regions: &[u64]| {
+        let sizes: Vec<_> = regions.iter().map(|pages| format!("{} MiB", bytes(*pages) >> 20)).collect();
+        sizes.join(" + ")
+    };
+    if theirs == ours {
+        Ok(format!("the same memory on both sides: {}", size(ours)))
+    } else {
+        Err(format!(
+            "the VM has {} of memory here and {} there: start the waiting one with the same -m and memory backends",
+            size(theirs),
+            size(ours)
+        ))
+    }
+}
+
+/// Whether the guest's memory will fit.
+fn room(ram: &Ram, hello: &Hello) -> Result<String, String> {
+    let room = ram.room().map_err(|error| format!("its RAM file cannot be looked at: {error}"))?;
+    let needed = bytes(hello.populated);
+    let available = available().unwrap_or(u64::MAX);
+    let have = room.taken.saturating_add(room.free.min(available));
+    let mib = |bytes: u64| bytes >> 20;
+    if needed > have {
+        return Err(format!(
+            "the guest has {} MiB of memory in use, the destination has room for {} MiB: make room there",
+            mib(needed),
+            mib(have)
+        ));
+    }
+    Ok(format!("a shared RAM file, and room for the {} MiB in use", mib(needed)))
+}
+
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// The VM has to be waiting, and nobody else may be sending to it.
+async fn state(monitor: &mut Monitor) -> Result<String, String> {
+    let state = monitor.status().await.map_err(|error| error.to_string())?;
+    let (migration, _) = monitor.migration().await.map_err(|error| error.to_string())?;
+    let private = monitor.private_memory().await.map_err(|error| error.to_string())?;
+    if state != "inmigrate" {
+        return Err(format!(
+            "the VM at the destination is {state}, not waiting: start it with -incoming defer"
+        ));
+    }
+    if !matches!(migration.as_str(), "" | "none") {
+        return Err(format!("a migration into the waiting VM is {migration} already: start it anew"));
+    }
+    if let Some(id) = private.first() {
+        return Err(format!("its memory backend {id:?} is not shared: give it share=on"));
+    }
+    Ok("it waits".to_owned())
+}

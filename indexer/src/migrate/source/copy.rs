@@ -1,0 +1,202 @@
+//! Telling the destination what pages hold, and sending what it lacks.
+//!
+//! Owns the offers that are open and the ledger of what has been confirmed. Never decides which pages are told, or when.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use memdex_wire::{
+    Fingerprint,
+    transfer::{MAX_BLOCK_PAGES, MAX_OFFER, ToDestination, ToSource, ZERO},
+};
+use tokio::{sync::mpsc, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Stop,
+    stream::{Job, Streams},
+};
+use crate::migrate::{
+    ledger::Ledger,
+    link::{Frames, LinkError, Speaker},
+    pace::Pace,
+    record::Record,
+};
+
+/// Offers that are open at once: enough to keep a long link busy.
+const WINDOW: usize = 6;
+
+/// See the module.
+pub(super) struct Copier {
+    pub(super) record: Arc<Record>,
+    pub(super) speaker: Speaker,
+    pub(super) frames: Frames<ToSource>,
+    pub(super) ledger: Ledger,
+    pub(super) streams: Arc<Streams>,
+    pub(super) pace: Arc<Pace>,
+    pub(super) jobs: mpsc::UnboundedSender<Job>,
+    /// Somebody calls it off.
+    pub(super) abort: CancellationToken,
+    open: HashMap<u32, Open>,
+    next: u32,
+    busy: Duration,
+}
+
+struct Open {
+    pages: Arc<Vec<(u32, Fingerprint)>>,
+    /// How often a position was asked for.
+    asked: usize,
+    /// Pages that are not zeros.
+    contents: usize,
+}
+
+/// What a copier is made of.
+pub(super) struct Parts {
+    pub(super) record: Arc<Record>,
+    pub(super) speaker: Speaker,
+    pub(super) frames: Frames<ToSource>,
+    pub(super) pages: u32,
+    pub(super) streams: Arc<Streams>,
+    pub(super) pace: Arc<Pace>,
+    pub(super) jobs: mpsc::UnboundedSender<Job>,
+    pub(super) abort: CancellationToken,
+}
+
+impl Copier {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            record: parts.record,
+            speaker: parts.speaker,
+            frames: parts.frames,
+            ledger: Ledger::new(parts.pages),
+            streams: parts.streams,
+            pace: parts.pace,
+            jobs: parts.jobs,
+            abort: parts.abort,
+            open: HashMap::new(),
+            next: 0,
+            busy: Duration::ZERO,
+        }
+    }
+
+    /// Tells all these contents and returns when the destination has them in place, but for pages that have changed meanwhile. With `push`
+    /// contents are sent without waiting to be asked: a round trip less, for what is hardly there already.
+    pub(super) async fn tell(&mut self, contents: &[(u32, Fingerprint)], push: bool) -> Result<(), Stop> {
+        let begun = Instant::now();
+        let mut left = contents.len();
+        for pages in contents.chunks(MAX_OFFER) {
+            while self.open.len() >= WINDOW {
+                self.next_frame(left).await?;
+            }
+            self.offer(pages, push).await?;
+            left -= pages.len();
+        }
+        while !self.open.is_empty() {
+            self.next_frame(0).await?;
+        }
+        self.busy += begun.elapsed();
+        Ok(())
+    }
+
+    /// Time spent in [`Copier::tell`].
+    pub(super) fn busy(&self) -> Duration {
+        self.busy
+    }
+
+    async fn offer(&mut self, pages: &[(u32, Fingerprint)], push: bool) -> Result<(), Stop> {
+        let batch = self.next;
+        self.next = self.next.wrapping_add(1);
+        let frame = ToDestination::Offer { batch, push, pages: pages.to_vec() };
+        let bytes = frame.encode();
+        let wait = self.pace.take(bytes.len());
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
+        let pages = Arc::new(pages.to_vec());
+        let contents = pages.iter().filter(|(_, content)| *content != ZERO).count();
+        self.open.insert(batch, Open { pages: Arc::clone(&pages), asked: 0, contents });
+        self.speaker.say(&frame).await?;
+        self.record.zero.fetch_add((pages.len() - contents) as u64, Relaxed);
+        if push {
+            let mut seen = std::collections::HashSet::new();
+            let distinct = pages
+                .iter()
+                .enumerate()
+                .filter(|(_, (_, content))| *content != ZERO && seen.insert(*content));
+            let positions: Vec<u16> = distinct.map(|(position, _)| position as u16).collect();
+            self.queue(batch, &positions)?;
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, batch: u32, positions: &[u16]) -> Result<(), Stop> {
+        let open = self.open.get_mut(&batch);
+        let open = open.ok_or_else(|| Stop::failed("the destination asks for what was not offered"))?;
+        open.asked += positions.len();
+        // Each can be asked for again once, if another page with the same content was withdrawn.
+        if open.asked > 2 * open.pages.len() || positions.iter().any(|p| usize::from(*p) >= open.pages.len())
+        {
+            return Err(Stop::failed("the destination asks for more than was offered"));
+        }
+        for positions in positions.chunks(MAX_BLOCK_PAGES) {
+            let job = Job { batch, offered: Arc::clone(&open.pages), positions: positions.to_vec() };
+            self.jobs.send(job).map_err(|_| Stop::failed("no data connection is left"))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what the destination says next, and acts on it.
+    async fn next_frame(&mut self, left: usize) -> Result<(), Stop> {
+        match self.hear().await? {
+            ToSource::Need { batch, positions } => self.queue(batch, &positions),
+            ToSource::Done { batch } => {
+                let open = self.open.remove(&batch);
+                let open =
+                    open.ok_or_else(|| Stop::failed("the destination confirms what was not offered"))?;
+                let mut withdrawn = self.streams.withdrawn.lock().unwrap_or_else(PoisonError::into_inner);
+                for (position, (page, content)) in open.pages.iter().enumerate() {
+                    // What was withdrawn was noted before the destination heard of it.
+                    if !withdrawn.remove(&(batch, position as u16)) {
+                        self.ledger.set(*page, *content);
+                    }
+                }
+                drop(withdrawn);
+                let asked = open.asked.min(open.contents);
+                self.record.sent.fetch_add(asked as u64, Relaxed);
+                self.record.matched.fetch_add((open.contents - asked) as u64, Relaxed);
+                let waiting: usize = self.open.values().map(|open| open.pages.len()).sum();
+                let level = self.streams.level.load(Relaxed);
+                self.record.set_progress(|progress| {
+                    progress.remaining_bytes = crate::units::bytes((left + waiting) as u64);
+                    progress.compression_level = level;
+                });
+                Ok(())
+            }
+            _ => Err(Stop::failed("the destination says something out of turn")),
+        }
+    }
+
+    /// The next thing the destination says. Ends early if anything has gone wrong, or somebody calls it off.
+    pub(super) async fn hear(&mut self) -> Result<ToSource, Stop> {
+        tokio::select! {
+            frame = self.frames.recv() => match frame.unwrap_or(Err(LinkError::Closed))? {
+                ToSource::Fail(why) => Err(Stop::failed(format!("the destination gave up: {}", migrate_client::printable(&why)))),
+                frame => Ok(frame),
+            },
+            () = self.abort.cancelled() => Err(Stop::Aborted("it was called off".to_owned())),
+            () = self.streams.stop.cancelled() => {
+                let failure = self.streams.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+                // The destination may have said why it no longer takes anything.
+                if let Ok(Some(Ok(ToSource::Fail(why)))) = tokio::time::timeout(LAST_WORDS, self.frames.recv()).await {
+                    return Err(Stop::failed(format!("the destination gave up: {}", migrate_client::printable(&why))));
+                }
+                Err(Stop::failed(failure.unwrap_or_else(|| "the data connections have ended".to_owned())))
+            }
+        }
+    }
+}
+
+const LAST_WORDS: Duration = Duration::from_millis(500);

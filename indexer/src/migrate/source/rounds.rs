@@ -1,0 +1,229 @@
+//! The rounds: memory is copied while the guest runs, again and again, until the rest fits the downtime.
+//!
+//! Owns the decision when to stop the guest, and what to do if that moment does not come. A round tells what the map knows to be different from what the
+//! destination has. Pages that are stale (written since they were read) are left for later rounds; those that are written all the time
+//! are never sent before the end.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use memdex_wire::{Fingerprint, PAGE_SIZE, migration::OnNoConverge, page::PageState, transfer::ZERO};
+use tokio::{sync::Mutex, time::sleep};
+
+use super::{Stop, copy::Copier, throttle::Throttle};
+use crate::{
+    host::Vm,
+    map::MapSnapshot,
+    migrate::{ledger::Ledger, monitor::Monitor},
+    units::bytes,
+};
+
+/// Time between two rounds that have next to nothing to tell: pages written now and then settle meanwhile.
+const PAUSE: Duration = Duration::from_millis(50);
+/// What stopping, the last look at the page table and the device state take, whatever there is to send.
+const FIXED: Duration = Duration::from_millis(15);
+/// What reading, hashing and writing one of the last pages takes, both ends together.
+const PAGE: Duration = Duration::from_micros(6);
+/// What a page on the wire takes before anything was measured, in bytes.
+const UNMEASURED: f64 = 2048.0;
+/// Bytes a second before anything was measured.
+const FAST: f64 = 1e9;
+/// Bytes on the wire from which on its rate can be told.
+const ENOUGH: u64 = 1 << 20;
+/// It does not converge if the rest has not shrunk by a tenth for so long, and so many rounds.
+const HOPE: (Duration, u32) = (Duration::from_secs(3), 5);
+/// Shares of the guest's time that are taken away, one after the other, in percent.
+const THROTTLES: [u8; 4] = [30, 60, 80, 95];
+
+/// What the rounds go by.
+pub(super) struct Rounds {
+    pub(super) vm: Arc<Vm>,
+    pub(super) monitor: Arc<Mutex<Monitor>>,
+    pub(super) downtime: Duration,
+    pub(super) on_no_converge: OnNoConverge,
+    pub(super) throttle: Option<Throttle>,
+    pub(super) throttled: usize,
+}
+
+/// What is left to do.
+struct Rest {
+    /// What the map knows to be different.
+    differing: Vec<(u32, Fingerprint)>,
+    /// Pages whose content is not known right now.
+    stale: u64,
+}
+
+impl Rest {
+    fn pages(&self) -> u64 {
+        self.differing.len() as u64 + self.stale
+    }
+}
+
+/// Compares what the map says with what the destination has.
+fn rest(snapshot: &MapSnapshot, ledger: &Ledger) -> Rest {
+    let mut rest = Rest { differing: Vec::new(), stale: 0 };
+    for (page, view) in snapshot.views(0..snapshot.pages()) {
+        let content = match view.state {
+            PageState::Stale => {
+                rest.stale += 1;
+                continue;
+            }
+            PageState::Absent | PageState::Zero => ZERO,
+            PageState::Current => view.fingerprint.unwrap_or(ZERO),
+        };
+        if ledger.get(page) != content {
+            rest.differing.push((page, content));
+        }
+    }
+    rest
+}
+
+/// What has to be told once the guest stands still and every page is known.
+pub(super) fn last(vm: &Vm, ledger: &Ledger) -> Result<Vec<(u32, Fingerprint)>, u64> {
+    let rest = rest(&vm.snapshot(), ledger);
+    if rest.stale > 0 { Err(rest.stale) } else { Ok(rest.differing) }
+}
+
+impl Rounds {
+    /// Copies until the guest may be stopped. It is not throttled any more when this returns well.
+    pub(super) async fn run(&mut self, copier: &mut Copier) -> Result<(), Stop> {
+        let began = Instant::now();
+        let mut best = (u64::MAX, Instant::now(), 0u32);
+        let (mut gone_stale, mut dirty_rate, mut looked) = (self.gone_stale(), 0.0, Instant::now());
+        loop {
+            let before = rest(&self.vm.snapshot(), &copier.ledger);
+            if !before.differing.is_empty() {
+                copier.record.rounds.fetch_add(1, Relaxed);
+                copier.tell(&before.differing, false).await?;
+            }
+            if self.vm.stopped().is_some() {
+                return Err(Stop::failed("the VM has ended"));
+            }
+            // Calls it off, and notices an end of the link, even if there is nothing to tell.
+            copier.idle(if before.differing.len() < 64 { PAUSE } else { Duration::ZERO }).await?;
+            let rest = rest(&self.vm.snapshot(), &copier.ledger);
+            let seconds = looked.elapsed().as_secs_f64();
+            if seconds > 0.2 {
+                dirty_rate = (self.gone_stale() - gone_stale) as f64 / seconds;
+                (gone_stale, looked) = (self.gone_stale(), Instant::now());
+            }
+            let wire = copier.record.wire.load(Relaxed);
+            let rate = self.rate(copier, wire, began.elapsed());
+            let needed = self.needed(copier, &rest, wire, rate);
+            copier.record.set_progress(|progress| {
+                progress.remaining_bytes = bytes(rest.pages());
+                progress.rate = (wire as f64 / began.elapsed().as_secs_f64().max(0.001)) as u64;
+                progress.dirty_rate = dirty_rate as u64;
+                progress.expected_ms = Some(needed.as_millis() as u64);
+            });
+            let first_pass_done = {
+                let indexed = self.vm.info().indexed;
+                indexed.total > 0 && indexed.done >= indexed.total
+            };
+            if first_pass_done && needed <= self.downtime {
+                self.end_throttle(copier).await;
+                return Ok(());
+            }
+            if !first_pass_done || rest.pages() < best.0.saturating_sub(best.0 / 10) {
+                best = (rest.pages(), Instant::now(), 0);
+                continue;
+            }
+            best.2 += 1;
+            if best.1.elapsed() < HOPE.0 || best.2 < HOPE.1 {
+                continue;
+            }
+            let figures = format!(
+                "the guest writes {dirty_rate:.0} pages a second, the link takes {:.1} MB a second, {} pages are left after {} rounds, and to send them would stop the guest for {} ms instead of {} ms",
+                rate / 1e6,
+                rest.pages(),
+                copier.record.rounds.load(Relaxed),
+                needed.as_millis(),
+                self.downtime.as_millis()
+            );
+            if self.no_convergence(copier, &figures).await? {
+                self.end_throttle(copier).await;
+                return Ok(());
+            }
+            best = (u64::MAX, Instant::now(), 0);
+        }
+    }
+
+    /// It does not converge. True if the guest is to be stopped all the same.
+    async fn no_convergence(&mut self, copier: &Copier, figures: &str) -> Result<bool, Stop> {
+        match self.on_no_converge {
+            OnNoConverge::Abort => Err(Stop::Aborted(format!(
+                "it does not converge: {figures}; allow a longer --downtime, more bandwidth, or choose --on-no-converge throttle or stop"
+            ))),
+            OnNoConverge::Stop => {
+                copier.record.say(format!("it does not converge, so the guest is stopped: {figures}"));
+                Ok(true)
+            }
+            OnNoConverge::Throttle => {
+                let Some(percent) = THROTTLES.get(self.throttled).copied() else {
+                    return Err(Stop::Aborted(format!(
+                        "it does not converge even with the guest slowed down by {} %: {figures}",
+                        THROTTLES[THROTTLES.len() - 1]
+                    )));
+                };
+                self.throttled += 1;
+                copier.record.say(format!(
+                    "it does not converge, so the guest is slowed down by {percent} %: {figures}"
+                ));
+                if let Some(throttle) = self.throttle.take() {
+                    throttle.end().await;
+                }
+                self.throttle = Some(Throttle::start(Arc::clone(&self.monitor), percent));
+                copier.record.set_progress(|progress| progress.throttle_percent = percent);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Lets the guest run as it likes again.
+    pub(super) async fn end_throttle(&mut self, copier: &Copier) {
+        if let Some(throttle) = self.throttle.take() {
+            throttle.end().await;
+            copier.record.set_progress(|progress| progress.throttle_percent = 0);
+        }
+    }
+
+    fn gone_stale(&self) -> u64 {
+        self.vm.counters.pages_gone_stale.get()
+    }
+
+    /// Bytes a second that the link takes.
+    fn rate(&self, copier: &Copier, wire: u64, took: Duration) -> f64 {
+        let measured =
+            if wire >= ENOUGH { wire as f64 / copier.busy().min(took).as_secs_f64().max(1e-3) } else { FAST };
+        copier
+            .pace
+            .rate()
+            .map_or(measured, |cap| if wire >= ENOUGH { measured.min(cap as f64) } else { cap as f64 })
+    }
+
+    /// How long the guest would stand still if it were stopped now.
+    fn needed(&self, copier: &Copier, rest: &Rest, wire: u64, rate: f64) -> Duration {
+        let sent = copier.record.sent.load(Relaxed);
+        let each = if sent > 256 { wire as f64 / sent as f64 } else { UNMEASURED };
+        let on_wire = rest.pages() as f64 * each.min(PAGE_SIZE as f64 * 1.1);
+        let pages = u32::try_from(rest.pages()).unwrap_or(u32::MAX);
+        FIXED + PAGE * pages + Duration::from_secs_f64((on_wire / rate.max(1.0)).min(1e6))
+    }
+}
+
+impl Copier {
+    /// Waits, and notices meanwhile if it is called off or the other side is gone.
+    async fn idle(&mut self, pause: Duration) -> Result<(), Stop> {
+        if pause.is_zero() && self.frames.is_empty() && !self.abort.is_cancelled() {
+            return Ok(());
+        }
+        tokio::select! {
+            said = self.hear() => match said? {
+                _ => Err(Stop::failed("the destination says something out of turn")),
+            },
+            () = sleep(pause) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The switch-over: from `stop` here to the guest running there.
+//!
+//! Owns the order of things while the guest stands still:
+//!
+//! 1. **stop.** QEMU stops the vCPUs and drains its I/O; when it answers, nothing of it writes the guest's memory any more, no disk either.
+//! 2. **sync.** The tracker audits the whole page table and settles what is stale; memory that cannot be watched exactly, and pages that a disk may have written
+//!    unseen, are read again. Afterwards no page is stale, or the migration fails.
+//! 3. **finish.** What differs from what the destination has confirmed is sent, unasked.
+//! 4. **compare.** Both ends digest all their fingerprints. Only if they agree does anything go on.
+//! 5. **device state.** QEMU's own migration, without memory, through the connection that is there anyway.
+//! 6. **hand over.** See [`crate::migrate::resolve`].
+//!
+//! Up to and with 5 any failure, time-out or abort ends with the guest running here.
+
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use memdex_wire::{
+    migration::Phase,
+    transfer::{MAX_DEVICE_PIECE, ToDestination, ToSource},
+};
+use tokio::{io::AsyncReadExt, net::UnixStream};
+
+use super::{Outgoing, Stop, rounds::last};
+use crate::host::Vm;
+
+/// Longest wait for the tracker to settle everything.
+const SYNC: Duration = Duration::from_secs(60);
+/// How often it is asked again if pages are stale afterwards: writes that had been under way.
+const SYNCS: u32 = 3;
+/// Longest wait for QEMU to write its device state.
+const DEVICE: Duration = Duration::from_secs(30);
+
+impl Outgoing {
+    /// Steps 1 to 5.
+    pub(super) async fn switch_over(&mut self) -> Result<(), Stop> {
+        let record = std::sync::Arc::clone(&self.copier.record);
+        record.enter(Phase::Stopping);
+        self.orders(true, false)?;
+        record.blackout_begins();
+        let began = Instant::now();
+        self.stopped = true;
+        if self.running {
+            self.monitor.lock().await.stop().await?;
+        }
+        let stopped = began.elapsed();
+
+        record.enter(Phase::Syncing);
+        let mut rest = Err(0);
+        for _ in 0..SYNCS {
+            sync(&self.vm).await?;
+            rest = last(&self.vm, &self.copier.ledger);
+            if rest.is_ok() {
+                break;
+            }
+        }
+        let rest = rest.map_err(|pages| {
+            Stop::failed(format!(
+                "{pages} pages of the VM are still being written although it is stopped: something else writes its memory (see `memdex vms`)"
+            ))
+        })?;
+        let synced = began.elapsed();
+
+        record.enter(Phase::Finishing);
+        self.copier.tell(&rest, true).await?;
+        match last(&self.vm, &self.copier.ledger) {
+            Ok(left) if left.is_empty() => {}
+            _ => return Err(Stop::failed("the VM's memory changes although it is stopped")),
+        }
+        let finished = began.elapsed();
+
+        record.enter(Phase::Comparing);
+        let ours = self.copier.ledger.root();
+        self.copier.speaker.say(&ToDestination::Digest(ours)).await?;
+        match self.copier.hear().await? {
+            ToSource::Digest(theirs) if theirs == ours => {}
+            ToSource::Digest(_) => {
+                return Err(Stop::failed(
+                    "the destination has other memory than the guest: the digests differ",
+                ));
+            }
+            _ => return Err(out_of_turn()),
+        }
+        let compared = began.elapsed();
+
+        record.enter(Phase::DeviceState);
+        let bytes = self.device_state().await?;
+        let ms = |at: Duration| at.as_secs_f64() * 1e3;
+        record.say(format!(
+            "stopped in {:.1} ms, known in {:.1}, {} pages sent in {:.1}, compared in {:.1}, {bytes} bytes of device state in {:.1} ms",
+            ms(stopped),
+            ms(synced - stopped),
+            rest.len(),
+            ms(finished - synced),
+            ms(compared - finished),
+            ms(began.elapsed() - compared),
+        ));
+        Ok(())
+    }
+
+    /// QEMU's device state, from its monitor to the other one's.
+    async fn device_state(&mut self) -> Result<u64, Stop> {
+        let speaker = self.copier.speaker.clone();
+        speaker.say(&ToDestination::PrepareDevice).await?;
+        if self.copier.hear().await? != ToSource::DeviceReady {
+            return Err(out_of_turn());
+        }
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(Stop::failed)?;
+        ours.set_nonblocking(true).map_err(Stop::failed)?;
+        let mut ours = UnixStream::from_std(ours).map_err(Stop::failed)?;
+        self.monitor.lock().await.send_state(theirs.as_fd()).await?;
+        // QEMU has its own descriptor now; ours would keep the end from being seen.
+        drop(theirs);
+        let mut sent = 0;
+        let deadline = tokio::time::Instant::now() + DEVICE;
+        loop {
+            let mut piece = Vec::with_capacity(MAX_DEVICE_PIECE);
+            let read = tokio::select! {
+                read = tokio::time::timeout_at(deadline, ours.read_buf(&mut piece)) => read,
+                said = self.copier.hear() => match said? {
+                    _ => return Err(out_of_turn()),
+                },
+            };
+            match read {
+                Ok(Ok(0)) => break,
+                Ok(Ok(bytes)) => sent += bytes as u64,
+                Ok(Err(error)) => {
+                    return Err(Stop::failed(format!("QEMU's device state cannot be read: {error}")));
+                }
+                Err(_) => return Err(Stop::failed("QEMU does not write its device state in time")),
+            }
+            speaker.say(&ToDestination::Device(piece)).await?;
+        }
+        self.monitor.lock().await.migration_complete(deadline.into_std()).await.map_err(Stop::failed)?;
+        speaker.say(&ToDestination::DeviceEnd).await?;
+        match self.copier.hear().await? {
+            ToSource::DeviceLoaded => Ok(sent),
+            _ => Err(out_of_turn()),
+        }
+    }
+}
+
+async fn sync(vm: &Vm) -> Result<(), Stop> {
+    vm.sync(SYNC)
+        .await
+        .map(drop)
+        .map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))
+}
+
+pub(super) fn out_of_turn() -> Stop {
+    Stop::failed("the destination says something out of turn")
+}

@@ -1,0 +1,54 @@
+//! A guest moves to another host and back, again and again, and never notices.
+
+use std::time::Duration;
+
+use memdex_tests::{
+    Scratch,
+    image::{self, Check, Workload},
+    qemu::{Backend, Checks},
+};
+
+use crate::hosts::{Hosts, migrate, start, tcp, tiny};
+
+const CHECK: Check = Check { mib: 48, rate: 400, hot: 8 };
+const WORKLOAD: Workload = Workload { rate: 20, files: 32, file_kib: 64, seed: 5 };
+
+fn there_and_back(program: image::QemuProgram, times: usize) {
+    eprintln!("QEMU {}", program.version);
+    let scratch = Scratch::new("back");
+    let hosts = Hosts::start(&scratch);
+    let ends = [(&hosts.a, "a"), (&hosts.b, "b")];
+    let options = tiny(scratch.shm("ram0"), 192, &WORKLOAD, &CHECK, Some(program));
+    let mut name = scratch.name("a");
+    let mut guest = start(&scratch, &name, &options, &hosts.a);
+    guest.wait_for_serial(image::READY, Duration::from_secs(120));
+    let mut checks = guest.check_all(Checks::default());
+    for move_number in 0..2 * times {
+        let (from, _) = ends[move_number % 2];
+        let (to, letter) = ends[(move_number + 1) % 2];
+        let there = options.destination(Backend::File(scratch.shm(&format!("ram{}", move_number + 1))));
+        let dest_name = format!("{}-{move_number}", scratch.name(letter));
+        let mut waiting = start(&scratch, &dest_name, &there, to);
+        let (report, code) = migrate(from, &name, &tcp(to), &dest_name, &[]);
+        eprintln!("{report}");
+        assert_eq!(code, Some(0), "{report}");
+        assert_eq!(report["outcome"], "completed");
+        assert_eq!(waiting.status(), "running");
+        let _ = guest.wait_for_exit(Duration::from_secs(5));
+        let after = waiting.check_ok(checks);
+        assert!(after.writes > checks.writes, "{checks:?} {after:?}");
+        checks = after;
+        (guest, name) = (waiting, dest_name);
+    }
+    guest.check_all(checks);
+    for host in [&hosts.a, &hosts.b] {
+        assert!(!scratch.path("x").exists(), "{}", host.log());
+    }
+}
+
+#[test]
+fn guest_moves_there_and_back_ten_times_under_load() {
+    for program in image::qemu_versions().expect("every QEMU there is") {
+        there_and_back(program, 10);
+    }
+}
