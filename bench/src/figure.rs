@@ -42,6 +42,10 @@ impl Figures {
         self.0.push(Figure { name, value, unit, bound, how });
     }
 
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn write(&self, file: &Path) -> io::Result<()> {
         let text = serde_json::to_string_pretty(&self.0).map_err(io::Error::other)?;
         fs::write(file, text + "\n")

@@ -1,14 +1,21 @@
 //! Protects the judge of migrations: a guest that watches over its own memory says so each second, on every QEMU there
 //! is, and cannot be fooled by a single wrong word.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path, time::Duration};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::Path,
+    time::Duration,
+};
 
 use memdex_tests::{
     PAGE, Qemu, Scratch,
     image::{self, Check, Workload},
     qemu::{Backend, Boot, CHECK_PAGE, Checks, Options},
+    qmp::Qmp,
     wait,
 };
+use serde_json::json;
 
 const CHECK: Check = Check { mib: 32, rate: 20, hot: 4 };
 const QUIET: Workload = Workload { rate: 0, files: 4, file_kib: 4, seed: 5 };
@@ -25,6 +32,12 @@ fn guest_that_checks_itself_boots_on_every_qemu() {
         let took = guest.wait_for_serial(image::READY, Duration::from_secs(120));
         eprintln!("booted in {took:?}");
         assert_eq!(guest.status(), "running");
+        let command_line = fs::read_to_string(format!("/proc/{}/cmdline", guest.pid())).expect("it runs");
+        let first = command_line.split('\0').skip_while(|word| *word != "-qmp").nth(1).expect("a monitor");
+        let socket = guest.memdex_monitor();
+        assert!(first.contains(&socket.display().to_string()), "memdex's monitor comes first: {first}");
+        let mut monitor = Qmp::connect(socket).expect("a second client is served there");
+        assert_eq!(monitor.run("query-status", &json!({}))["status"], "running");
         let first = guest.check_ok(Checks::default());
         let second = guest.check_all(first);
         assert!(second.writes > first.writes && second.pages > first.pages, "{first:?} {second:?}");
@@ -51,7 +64,7 @@ fn one_wrong_word_in_memory_is_found_and_never_forgotten() {
     wait::until("two more complaints", Duration::from_secs(30), || (said(&guest) > 2).then_some(()));
 }
 
-/// Changes one word in the middle one of the pages that hold chance.
+/// Changes one word, in one of the pages that hold chance.
 fn change_a_word(ram: &Path) {
     let file = File::options().read(true).write(true).open(ram).expect("the RAM file");
     let pages = file.metadata().expect("its size").len() / PAGE;

@@ -83,6 +83,28 @@ fn guest_goes_on_at_the_destination_with_its_memory_right() {
 }
 
 #[test]
+fn guest_moves_from_an_old_qemu_to_a_new_one() {
+    let programs = programs();
+    let [old, new] = programs.as_slice() else {
+        eprintln!("there is one QEMU only");
+        return;
+    };
+    let scratch = Scratch::new("vers");
+    let mut options = tiny(&scratch, old.clone());
+    options.machine = format!("pc-q35-{}.{}", old.version.major, old.version.minor);
+    let mut source = Qemu::start(&scratch, &scratch.name("s"), &options);
+    let mut there = options.destination(Backend::File(scratch.shm("destination")));
+    there.qemu = Some(new.clone());
+    let mut destination = Qemu::start(&scratch, &scratch.name("d"), &there);
+    source.wait_for_serial(image::READY, Duration::from_secs(120));
+    let before = source.check_ok(Checks::default());
+    source.pause();
+    fill_ram(&scratch.shm("destination"), &read_ram(&scratch.shm("source")));
+    move_state(&scratch, &mut source, &mut destination);
+    destination.check_all(before);
+}
+
+#[test]
 fn a_write_that_is_lost_is_found_at_the_destination() {
     let scratch = Scratch::new("lost");
     let options = tiny(&scratch, programs().remove(0));

@@ -1,0 +1,92 @@
+//! A guest and the QEMU it moves to next. Owns both, and everything that is done before and after what is measured: booting,
+//! a waiting end, the proof that the guest lives.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use memdex_tests::{
+    Qemu, Scratch,
+    image::{self, Check, QemuVersion, Workload},
+    qemu::{Accelerator, Backend, Checks, Options},
+    qmp::Event,
+};
+
+/// Size of the guest.
+const MIB: u64 = 1024;
+const BOOT: Duration = Duration::from_secs(300);
+/// How long the guest is left alone before it moves, so that what the last thing did to it has settled.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Small beside what else the guest does: it is there to prove that the guest lives, and is the same.
+const CHECK: Check = Check { mib: 8, rate: 50, hot: 0 };
+
+/// A guest that runs, and what is needed to move it.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    /// Where the guest runs.
+    source: Qemu,
+    options: Options,
+    version: QemuVersion,
+    checks: Checks,
+    moves: u32,
+    /// Last, so that it is dropped last: it looks whether anything is left.
+    scratch: Scratch,
+}
+
+impl Pair {
+    /// A Debian guest with redis and nginx under light load, booted, with the newest QEMU there is. Its RAM is QEMU's own
+    /// memory, which it always sends.
+    pub(crate) fn debian() -> Self {
+        let scratch = Scratch::new("bench-move");
+        let disk = scratch.path("disk");
+        let mut options = Options::debian(MIB, Backend::Plain, disk, &Workload::default(), Some(&CHECK));
+        let newest = image::qemu_versions().expect("every QEMU there is").pop().expect("there is one");
+        let version = newest.version;
+        options.qemu = Some(newest);
+        let mut source = Qemu::start(&scratch, &scratch.name("p0"), &options);
+        source.wait_for_serial(image::READY, BOOT);
+        let checks = source.check_ok(Checks::default());
+        Self { source, options, version, checks, moves: 0, scratch }
+    }
+
+    /// Which QEMU runs it.
+    pub(crate) const fn version(&self) -> QemuVersion {
+        self.version
+    }
+
+    /// What is moved, in words.
+    pub(crate) fn about(&self) -> String {
+        let accelerator = match self.options.accelerator {
+            Accelerator::Kvm => "KVM",
+            Accelerator::Tcg => "TCG",
+        };
+        format!("Debian guest of {MIB} MiB with redis and nginx under light load, {accelerator}")
+    }
+
+    /// Both ends: the guest, left alone for a while, and a new QEMU that waits for it.
+    pub(crate) fn ends(&mut self) -> (&mut Qemu, Qemu) {
+        self.moves += 1;
+        let name = self.scratch.name(&format!("p{}", self.moves));
+        let there = self.options.destination(self.options.backend.clone());
+        let destination = Qemu::start(&self.scratch, &name, &there);
+        std::thread::sleep(SETTLE);
+        (&mut self.source, destination)
+    }
+
+    /// The guest has moved: the source ends, and what was the destination is the source from now on.
+    ///
+    /// # Panics
+    /// If the guest does not live there, or finds its memory changed.
+    pub(crate) fn moved(&mut self, mut destination: Qemu) {
+        self.checks = destination.check_all(self.checks);
+        self.source = destination;
+    }
+}
+
+/// Time since 1970, as QEMU's events have it.
+pub(crate) fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970")
+}
+
+/// When QEMU reported this last, among these events.
+pub(crate) fn when(events: &[Event], name: &str) -> Option<Duration> {
+    events.iter().rfind(|event| event.name == name).map(|event| event.at)
+}
