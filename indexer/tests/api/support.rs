@@ -65,7 +65,8 @@ impl Served {
             format!("unix:{}", folder.path().join("far.sock").display()).parse().unwrap(),
         )];
         let peers = Arc::new(Peers::new(peers.into(), Some(ours), files.ca.clone()));
-        let options = MigrationOptions { at_once: 1, max_bandwidth: None, journal: folder.path().join("journal") };
+        let options =
+            MigrationOptions { at_once: 1, max_bandwidth: None, journal: folder.path().join("journal") };
         let migrations = Migrations::new(host(), Arc::clone(&peers), &options, stop.clone());
         let state = ApiState::new(host(), peers, migrations, Some(token.clone()), stop.clone());
         let server_counters = state.figures();

@@ -1,10 +1,6 @@
 //! Two hosts on this machine: two daemons, each of which sees only the VMs whose names begin as it was told.
 
-use std::{
-    path::PathBuf,
-    process::Output,
-    time::Duration,
-};
+use std::{path::PathBuf, process::Output, time::Duration};
 
 use memdex_tests::{
     Daemon, Qemu, Scratch, daemon,
@@ -47,7 +43,13 @@ pub fn tcp(daemon: &Daemon) -> String {
 }
 
 /// A tiny guest with its own check of `check.mib` MiB.
-pub fn tiny(ram: PathBuf, mib: u64, workload: &Workload, check: &Check, qemu: Option<QemuProgram>) -> Options {
+pub fn tiny(
+    ram: PathBuf,
+    mib: u64,
+    workload: &Workload,
+    check: &Check,
+    qemu: Option<QemuProgram>,
+) -> Options {
     Options { qemu, ..Options::linux(mib, Backend::File(ram), Boot::tiny(workload, Some(check))) }
 }
 

@@ -195,13 +195,42 @@ impl Session {
         }
         let pages = Arc::new(pages);
         {
-            let mut state = self.state();
+            let state = self.state();
             if state.batches.len() >= MAX_OPEN || state.batches.contains_key(&number) {
                 return Err("the source offers more at once than was agreed".to_owned());
             }
-            state.batches.insert(number, Batch { pages: Arc::clone(&pages), open: 0, complete: false });
         }
         self.zeros(&pages)?;
+        if push { self.expect(number, &pages) } else { self.match_up(number, &pages) }
+    }
+
+    /// An offer whose contents come unasked: they may be here before this is done, so all is said under one lock. Blocking.
+    fn expect(&self, number: u32, pages: &Arc<Vec<(u32, Fingerprint)>>) -> Result<(), Failure> {
+        {
+            let mut state = self.state();
+            let mut open = 0;
+            // Also what is in place by chance: each will come, and the offer is open until it has.
+            for (position, (_, content)) in
+                pages.iter().enumerate().filter(|(_, (_, content))| *content != ZERO)
+            {
+                let waiting = Waiting { batch: number, position: position as u16 };
+                state.wanted.entry(*content).or_default().push(waiting);
+                open += 1;
+            }
+            if open > 0 {
+                state.batches.insert(number, Batch { pages: Arc::clone(pages), open, complete: true });
+                drop(state);
+                self.opened.notify_waiters();
+                return Ok(());
+            }
+        }
+        self.say(&ToSource::Done { batch: number })
+    }
+
+    /// An offer of which the source sends only what is asked for. Blocking.
+    fn match_up(&self, number: u32, pages: &Arc<Vec<(u32, Fingerprint)>>) -> Result<(), Failure> {
+        let batch = Batch { pages: Arc::clone(pages), open: 0, complete: false };
+        self.state().batches.insert(number, batch);
         let mut need = Vec::new();
         let mut page = Box::new([0u8; PAGE_SIZE]);
         for (position, (number_of_page, content)) in pages.iter().enumerate() {
@@ -209,26 +238,21 @@ impl Session {
                 continue;
             }
             let waiting = Waiting { batch: number, position: position as u16 };
-            if !push {
-                if self.joins(content, waiting) {
-                    continue;
-                }
-                if self.shared.copy_content(content, &mut page) {
-                    self.ram.write(*number_of_page, page.as_slice()).map_err(no_room)?;
-                    self.put(*number_of_page, *content);
-                    self.record.matched.fetch_add(1, Relaxed);
-                    continue;
-                }
+            if self.joins(content, waiting) {
+                continue;
             }
-            let ours = push || self.in_flight.claim(*content, self.map);
+            if self.shared.copy_content(content, &mut page) {
+                self.ram.write(*number_of_page, page.as_slice()).map_err(no_room)?;
+                self.put(*number_of_page, *content);
+                self.record.matched.fetch_add(1, Relaxed);
+                continue;
+            }
+            let ours = self.in_flight.claim(*content, self.map);
             let mut state = self.state();
             state.count(number, 1);
             if ours {
-                let waits = state.wanted.entry(*content).or_default();
-                waits.push(waiting);
-                if waits.len() == 1 && !push {
-                    need.push(waiting.position);
-                }
+                state.wanted.entry(*content).or_default().push(waiting);
+                need.push(waiting.position);
             } else {
                 state.deferred.push((Instant::now(), waiting));
             }

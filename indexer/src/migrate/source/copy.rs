@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use memdex_wire::{
@@ -42,7 +42,6 @@ pub(super) struct Copier {
     pub(super) abort: CancellationToken,
     open: HashMap<u32, Open>,
     next: u32,
-    busy: Duration,
 }
 
 struct Open {
@@ -78,14 +77,12 @@ impl Copier {
             abort: parts.abort,
             open: HashMap::new(),
             next: 0,
-            busy: Duration::ZERO,
         }
     }
 
     /// Tells all these contents and returns when the destination has them in place, but for pages that have changed meanwhile. With `push`
     /// contents are sent without waiting to be asked: a round trip less, for what is hardly there already.
     pub(super) async fn tell(&mut self, contents: &[(u32, Fingerprint)], push: bool) -> Result<(), Stop> {
-        let begun = Instant::now();
         let mut left = contents.len();
         for pages in contents.chunks(MAX_OFFER) {
             while self.open.len() >= WINDOW {
@@ -97,13 +94,7 @@ impl Copier {
         while !self.open.is_empty() {
             self.next_frame(0).await?;
         }
-        self.busy += begun.elapsed();
         Ok(())
-    }
-
-    /// Time spent in [`Copier::tell`].
-    pub(super) fn busy(&self) -> Duration {
-        self.busy
     }
 
     async fn offer(&mut self, pages: &[(u32, Fingerprint)], push: bool) -> Result<(), Stop> {

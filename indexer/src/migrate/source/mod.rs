@@ -173,6 +173,7 @@ async fn migrate(
         pace: Arc::clone(&pace),
         jobs: SyncMutex::new(receiver),
         withdrawn: SyncMutex::new(HashSet::new()),
+        written: Default::default(),
         level: AtomicU8::new(1),
         failure: SyncMutex::new(None),
         stop: streams_stop,

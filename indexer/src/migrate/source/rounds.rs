@@ -30,8 +30,8 @@ const PAGE: Duration = Duration::from_micros(6);
 const UNMEASURED: f64 = 2048.0;
 /// Bytes a second before anything was measured.
 const FAST: f64 = 1e9;
-/// Bytes on the wire from which on its rate can be told.
-const ENOUGH: u64 = 1 << 20;
+/// Bytes on the wire for a page that is only named.
+const NAMED: f64 = 36.0;
 /// It does not converge if the rest has not shrunk by a tenth for so long, and so many rounds.
 const HOPE: (Duration, u32) = (Duration::from_secs(3), 5);
 /// Shares of the guest's time that are taken away, one after the other, in percent.
@@ -110,8 +110,8 @@ impl Rounds {
                 (gone_stale, looked) = (self.gone_stale(), Instant::now());
             }
             let wire = copier.record.wire.load(Relaxed);
-            let rate = self.rate(copier, wire, began.elapsed());
-            let needed = self.needed(copier, &rest, wire, rate);
+            let rate = Self::rate(copier);
+            let needed = needed(copier, &rest, wire, rate);
             copier.record.set_progress(|progress| {
                 progress.remaining_bytes = bytes(rest.pages());
                 progress.rate = (wire as f64 / began.elapsed().as_secs_f64().max(0.001)) as u64;
@@ -194,23 +194,20 @@ impl Rounds {
     }
 
     /// Bytes a second that the link takes.
-    fn rate(&self, copier: &Copier, wire: u64, took: Duration) -> f64 {
-        let measured =
-            if wire >= ENOUGH { wire as f64 / copier.busy().min(took).as_secs_f64().max(1e-3) } else { FAST };
-        copier
-            .pace
-            .rate()
-            .map_or(measured, |cap| if wire >= ENOUGH { measured.min(cap as f64) } else { cap as f64 })
+    fn rate(copier: &Copier) -> f64 {
+        let cap = copier.pace.rate().map_or(f64::INFINITY, |cap| cap as f64);
+        copier.streams.rate().unwrap_or(FAST).min(cap)
     }
+}
 
-    /// How long the guest would stand still if it were stopped now.
-    fn needed(&self, copier: &Copier, rest: &Rest, wire: u64, rate: f64) -> Duration {
-        let sent = copier.record.sent.load(Relaxed);
-        let each = if sent > 256 { wire as f64 / sent as f64 } else { UNMEASURED };
-        let on_wire = rest.pages() as f64 * each.min(PAGE_SIZE as f64 * 1.1);
-        let pages = u32::try_from(rest.pages()).unwrap_or(u32::MAX);
-        FIXED + PAGE * pages + Duration::from_secs_f64((on_wire / rate.max(1.0)).min(1e6))
-    }
+/// How long the guest would stand still if it were stopped now.
+fn needed(copier: &Copier, rest: &Rest, wire: u64, rate: f64) -> Duration {
+    let (sent, matched) = (copier.record.sent.load(Relaxed), copier.record.matched.load(Relaxed));
+    let contents = (wire as f64 - matched as f64 * NAMED).max(0.0);
+    let each = if sent > 256 { contents / sent as f64 } else { UNMEASURED };
+    let on_wire = rest.pages() as f64 * each.min(PAGE_SIZE as f64 * 1.1);
+    let pages = u32::try_from(rest.pages()).unwrap_or(u32::MAX);
+    FIXED + PAGE * pages + Duration::from_secs_f64((on_wire / rate.max(1.0)).min(1e6))
 }
 
 impl Copier {

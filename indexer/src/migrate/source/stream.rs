@@ -7,7 +7,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -24,6 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::STREAMS;
 use crate::{
     fingerprint::Hasher,
     host::Vm,
@@ -48,6 +49,8 @@ pub(super) struct Streams {
     pub(super) jobs: Mutex<mpsc::UnboundedReceiver<Job>>,
     /// Pages that had changed when their turn came, by offer and position.
     pub(super) withdrawn: Mutex<HashSet<(u32, u16)>>,
+    /// Bytes written, and nanoseconds that all connections together took for it: what the link takes.
+    pub(super) written: (AtomicU64, AtomicU64),
     /// The level in use, for the progress.
     pub(super) level: AtomicU8,
     pub(super) failure: Mutex<Option<String>>,
@@ -55,7 +58,16 @@ pub(super) struct Streams {
     pub(super) stop: CancellationToken,
 }
 
+/// Bytes written from which on the rate of the link can be told.
+const ENOUGH: u64 = 256 << 10;
+
 impl Streams {
+    /// Bytes a second that the link takes, if enough was written to tell.
+    pub(super) fn rate(&self) -> Option<f64> {
+        let (bytes, nanos) = (self.written.0.load(Relaxed), self.written.1.load(Relaxed));
+        (bytes >= ENOUGH).then(|| STREAMS as f64 * bytes as f64 * 1e9 / nanos.max(1) as f64)
+    }
+
     /// Works on jobs until there are no more. Blocking: it has a thread of its own.
     pub(super) fn send(&self, io: Counted, runtime: &Handle) {
         let mut sender = Sender {
@@ -134,7 +146,10 @@ impl Sender<'_> {
         let begun = Instant::now();
         self.write()?;
         if !with.is_empty() {
-            self.compressor.sent(self.block.len(), begun.elapsed());
+            let took = begun.elapsed();
+            self.compressor.sent(self.block.len(), took);
+            self.streams.written.0.fetch_add(self.block.len() as u64, Relaxed);
+            self.streams.written.1.fetch_add(took.as_nanos() as u64, Relaxed);
         }
         Ok(())
     }
