@@ -210,7 +210,7 @@ async fn carry_out(mut qmp: Qmp, orders: &Orders) {
                 steps = &orders.gone;
             }
             Verdict::Source => {
-                tracing::info!(vm = orders.vm, "the destination has given up: the guest runs on here")
+                tracing::info!(vm = orders.vm, "the destination has given up: the guest runs on here");
             }
         }
     }

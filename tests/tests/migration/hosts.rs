@@ -9,9 +9,6 @@ use memdex_tests::{
 };
 use serde_json::Value;
 
-/// How long a migration of a test may take.
-pub const BOUND: Duration = Duration::from_secs(60);
-
 /// Two daemons.
 pub struct Hosts {
     pub a: Daemon,

@@ -36,11 +36,9 @@ proptest! {
         if let Some(head) = bytes.first_chunk() {
             let _ = ToSource::head(*head);
         }
-        if let Some(head) = bytes.first_chunk() {
-            if let Ok(head) = BlockHeader::decode(head) {
-                prop_assert!(head.payload as usize <= MAX_PAYLOAD);
-                prop_assert_eq!(BlockHeader::decode(&head.encode()).unwrap(), head);
-            }
+        if let Some(Ok(head)) = bytes.first_chunk().map(BlockHeader::decode) {
+            prop_assert!(head.payload as usize <= MAX_PAYLOAD);
+            prop_assert_eq!(BlockHeader::decode(&head.encode()).unwrap(), head);
         }
     }
 

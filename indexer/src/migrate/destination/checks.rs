@@ -83,7 +83,7 @@ pub(super) async fn look(host: &Host, hello: &Hello) -> Found {
                     found.checks.push(check("destination_monitor", Ok::<_, String>(words)));
                 }
                 Err(error) => {
-                    found.checks.push(check("destination_monitor", Err::<String, _>(error.to_string())))
+                    found.checks.push(check("destination_monitor", Err::<String, _>(error.to_string())));
                 }
             }
             found.checks.push(check("destination_state", state));

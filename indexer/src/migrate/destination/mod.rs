@@ -98,10 +98,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
     let (speaker, mut frames) =
         link::open(Counted::new(io, Arc::clone(&record.wire)), reader.clone(), link::pong);
     let _reader = reader.drop_guard();
-    let hello = match timeout(SILENCE, frames.recv()).await {
-        Ok(Some(Ok(ToDestination::Hello(hello)))) => hello,
-        _ => return,
-    };
+    let Ok(Some(Ok(ToDestination::Hello(hello)))) = timeout(SILENCE, frames.recv()).await else { return };
     let found = checks::look(&shared.host, &hello).await;
     let possible = found.checks.iter().all(|check| check.ok);
     let ready = Ready {
@@ -251,8 +248,8 @@ impl Destination {
             steps: vec![Step::with(ignore_shared(false))],
             ..Orders::default()
         };
-        let descriptor = monitor.share().map_err(no_guard)?;
-        self.guard = Some(Guard::start(descriptor, &orders).map_err(no_guard)?);
+        let descriptor = monitor.share().map_err(|error| no_guard(&error))?;
+        self.guard = Some(Guard::start(descriptor, &orders).map_err(|error| no_guard(&error))?);
         monitor.ignore_shared(true).await.map_err(|error| error.to_string())?;
         self.session.vm.stand_aside(ASIDE).await.map_err(|error| error.to_string())?;
         let session = Arc::clone(&self.session);
@@ -407,7 +404,7 @@ impl Destination {
     fn order(&mut self, steps: Vec<Step>) -> Result<(), Failure> {
         let vm = self.session.vm.name().to_owned();
         let guard = self.guard.as_mut().ok_or("there is no guard")?;
-        guard.order(&Orders { vm, steps, ..Orders::default() }).map_err(no_guard)
+        guard.order(&Orders { vm, steps, ..Orders::default() }).map_err(|error| no_guard(&error))
     }
 
     fn write_journal(&mut self, decision: Decision, run: bool) -> Result<(), Failure> {
@@ -423,7 +420,7 @@ impl Destination {
 
 const GONE: &str = "the waiting VM at the destination has ended";
 
-fn no_guard(error: std::io::Error) -> Failure {
+fn no_guard(error: &std::io::Error) -> Failure {
     format!("there can be no guard for the VM ({error}), and without one nothing is changed in it")
 }
 

@@ -146,7 +146,7 @@ impl Session {
                 }
                 let piece = at..run.end.min(at + SCAN);
                 buffer.resize(piece.len() * PAGE_SIZE, 0);
-                self.ram.read_run(piece.clone(), &mut buffer).map_err(unreadable)?;
+                self.ram.read_run(piece.clone(), &mut buffer).map_err(|error| unreadable(&error))?;
                 digests.clear();
                 hasher.fingerprint(buffer.as_chunks().0, &mut digests);
                 for (page, digest) in piece.clone().zip(&digests) {
@@ -242,7 +242,7 @@ impl Session {
                 continue;
             }
             if self.shared.copy_content(content, &mut page) {
-                self.ram.write(*number_of_page, page.as_slice()).map_err(no_room)?;
+                self.ram.write(*number_of_page, page.as_slice()).map_err(|error| no_room(&error))?;
                 self.put(*number_of_page, *content);
                 self.record.matched.fetch_add(1, Relaxed);
                 continue;
@@ -292,7 +292,7 @@ impl Session {
             }
         }
         for run in runs {
-            self.ram.punch(run.clone()).map_err(no_room)?;
+            self.ram.punch(run.clone()).map_err(|error| no_room(&error))?;
             run.for_each(|page| self.put(page, ZERO));
         }
         Ok(())
@@ -348,7 +348,7 @@ impl Session {
             for waiting in &waits {
                 let other = self.batch_page(*waiting);
                 if let Some(other) = other.filter(|other| *other != number_of_page) {
-                    self.ram.write(other, page).map_err(no_room)?;
+                    self.ram.write(other, page).map_err(|error| no_room(&error))?;
                     self.put(other, content);
                 }
                 finished.extend(self.state().uncount(waiting.batch));
@@ -394,7 +394,7 @@ impl Session {
         for (since, waiting) in deferred {
             let Some((number, content)) = self.offered(waiting) else { continue };
             if self.shared.copy_content(&content, &mut page) {
-                self.ram.write(number, page.as_slice()).map_err(no_room)?;
+                self.ram.write(number, page.as_slice()).map_err(|error| no_room(&error))?;
                 self.put(number, content);
                 self.record.matched.fetch_add(1, Relaxed);
                 let done = self.state().uncount(waiting.batch);
@@ -431,9 +431,9 @@ impl Session {
                     .chunks(PAGE_SIZE)
                     .zip(first..)
                     .try_for_each(|(page, number)| self.ram.write(number, page))
-                    .map_err(no_room)
+                    .map_err(|error| no_room(&error))
             }
-            other => other.map_err(no_room),
+            other => other.map_err(|error| no_room(&error)),
         }
     }
 
@@ -502,11 +502,11 @@ impl State {
     }
 }
 
-fn unreadable(error: std::io::Error) -> Failure {
+fn unreadable(error: &std::io::Error) -> Failure {
     format!("the RAM file of the waiting VM cannot be read: {error}")
 }
 
-fn no_room(error: std::io::Error) -> Failure {
+fn no_room(error: &std::io::Error) -> Failure {
     match error.kind() {
         std::io::ErrorKind::StorageFull => {
             "the destination has no room for the guest's memory: its RAM file's file system is full"

@@ -12,7 +12,7 @@ use std::{
 use memdex_wire::{Fingerprint, PAGE_SIZE, migration::OnNoConverge, page::PageState, transfer::ZERO};
 use tokio::{sync::Mutex, time::sleep};
 
-use super::{Stop, copy::Copier, throttle::Throttle};
+use super::{Stop, copy::Copier, switch_over::out_of_turn, throttle::Throttle};
 use crate::{
     host::Vm,
     map::MapSnapshot,
@@ -217,9 +217,7 @@ impl Copier {
             return Ok(());
         }
         tokio::select! {
-            said = self.hear() => match said? {
-                _ => Err(Stop::failed("the destination says something out of turn")),
-            },
+            said = self.hear() => said.and_then(|_| Err(out_of_turn())),
             () = sleep(pause) => Ok(()),
         }
     }

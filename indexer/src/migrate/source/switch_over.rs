@@ -119,9 +119,7 @@ impl Outgoing {
             let mut piece = Vec::with_capacity(MAX_DEVICE_PIECE);
             let read = tokio::select! {
                 read = tokio::time::timeout_at(deadline, ours.read_buf(&mut piece)) => read,
-                said = self.copier.hear() => match said? {
-                    _ => return Err(out_of_turn()),
-                },
+                said = self.copier.hear() => return said.and_then(|_| Err(out_of_turn())),
             };
             match read {
                 Ok(Ok(0)) => break,
