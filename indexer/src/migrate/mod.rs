@@ -24,13 +24,14 @@
 //! | [`link`], [`codec`], [`pace`] | connections, compression, bandwidth |
 //! | [`monitor`], [`qmp`] | QEMU |
 //! | [`in_flight`] | contents that several moving VMs have in common |
-//! | [`record`] | what the world is told |
+//! | [`record`], [`known`] | what the world is told |
 
 pub mod codec;
 pub mod destination;
 pub mod guard;
 pub mod in_flight;
 pub mod journal;
+mod known;
 pub mod ledger;
 pub mod link;
 pub mod monitor;
@@ -40,37 +41,24 @@ pub mod record;
 pub mod resolve;
 pub mod source;
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use memdex_wire::{
     migration::{Direction, Migration, MigrationPlan, MigrationRequest, Phase},
     problem::{Code, Problem},
 };
 use migrate_client::Channel;
-use tokio::{sync::Semaphore, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     host::{FindError, Host, Vm},
     peer::Peers,
 };
-use destination::Incoming;
-use in_flight::InFlight;
-use journal::Journal;
-use pace::HostPace;
+use known::Known;
+pub(crate) use known::Shared;
 use record::{Record, Subject};
 
-/// How long a migration is remembered after its end.
-const REMEMBERED: Duration = Duration::from_secs(3600);
-/// Ended migrations that are remembered at most.
-const MOST_ENDED: usize = 200;
-/// Migrations that may wait or be under way at once; more are refused.
-const MOST: usize = 64;
 /// Longest time for which the guest may be asked to stand still.
 const MAX_DOWNTIME_MS: u64 = 60_000;
 
@@ -88,44 +76,6 @@ pub struct MigrationOptions {
 /// All migrations of this host. Clones name the same ones.
 #[derive(Debug, Clone)]
 pub struct Migrations(Arc<Shared>);
-
-/// What all migrations share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) host: Host,
-    pub(crate) peers: Arc<Peers>,
-    pub(crate) in_flight: Arc<InFlight>,
-    pub(crate) journal: Journal,
-    pub(crate) pace: Arc<HostPace>,
-    pub(crate) places: Arc<Semaphore>,
-    /// Everything is to end.
-    pub(crate) stop: CancellationToken,
-    all: Mutex<Vec<Known>>,
-    /// What the links to other hosts did lately, in bytes a second.
-    rates: Mutex<HashMap<String, u64>>,
-    tasks: TaskTracker,
-}
-
-/// One that is under way, or has ended not long ago.
-#[derive(Debug, Clone)]
-enum Known {
-    Outgoing { record: Arc<Record>, abort: CancellationToken, vm: String },
-    Incoming { incoming: Arc<Incoming>, vm: String },
-}
-
-impl Known {
-    fn record(&self) -> &Arc<Record> {
-        match self {
-            Self::Outgoing { record, .. } => record,
-            Self::Incoming { incoming, .. } => &incoming.record,
-        }
-    }
-
-    fn is_about(&self, vm_id: &str) -> bool {
-        let (Self::Outgoing { vm, .. } | Self::Incoming { vm, .. }) = self;
-        vm == vm_id && self.record().ended().is_none()
-    }
-}
 
 /// A name for a migration: 16 random bytes in hex.
 pub(crate) fn new_id() -> String {
@@ -147,18 +97,7 @@ impl Migrations {
     /// Begins with none. `stop` calls off those under way.
     #[must_use]
     pub fn new(host: Host, peers: Arc<Peers>, options: &MigrationOptions, stop: CancellationToken) -> Self {
-        Self(Arc::new(Shared {
-            host,
-            peers,
-            in_flight: Arc::default(),
-            journal: Journal::new(options.journal.clone()),
-            pace: HostPace::new(options.max_bandwidth),
-            places: Arc::new(Semaphore::new(options.at_once.max(1))),
-            stop,
-            all: Mutex::default(),
-            rates: Mutex::default(),
-            tasks: TaskTracker::new(),
-        }))
+        Self(Arc::new(Shared::new(host, peers, options, stop)))
     }
 
     /// Finishes what a daemon before this one had decided. Call it before anybody can ask.
@@ -323,71 +262,5 @@ impl Migrations {
             }
         }
         Ok((vm, self.0.peers.client(&request.to)?))
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn find(&self, id: &str) -> Option<Known> {
-        self.lock().iter().find(|known| known.record().id() == id).cloned()
-    }
-
-    /// Takes one in, unless the VM is on its way already.
-    fn admit(&self, new: Known, vm: &str) -> Result<(), String> {
-        let mut all = self.lock();
-        self.forget(&mut all);
-        if self.stop.is_cancelled() {
-            return Err("this memdexd is stopping".to_owned());
-        }
-        if let Some(other) = all.iter().find(|known| known.is_about(vm)) {
-            return Err(format!("the VM {vm} is on its way already, see migration {}", other.record().id()));
-        }
-        if all.iter().any(|known| known.record().id() == new.record().id()) {
-            return Err("there is a migration of this id already".to_owned());
-        }
-        if all.iter().filter(|known| known.record().ended().is_none()).count() >= MOST {
-            return Err(format!("{MOST} migrations are under way or waiting already: try again later"));
-        }
-        all.push(new);
-        Ok(())
-    }
-
-    pub(crate) fn admit_incoming(&self, incoming: &Arc<Incoming>, vm: &str) -> Result<(), String> {
-        self.admit(Known::Incoming { incoming: Arc::clone(incoming), vm: vm.to_owned() }, vm)
-    }
-
-    pub(crate) fn add_ended(&self, incoming: Incoming) {
-        self.lock().push(Known::Incoming { incoming: Arc::new(incoming), vm: String::new() });
-    }
-
-    /// Forgets what ended long ago.
-    fn forget(&self, all: &mut Vec<Known>) {
-        let ended = all.iter().filter(|known| known.record().ended().is_some()).count();
-        let mut most = ended.saturating_sub(MOST_ENDED);
-        all.retain(|known| {
-            let Some(at) = known.record().ended() else { return true };
-            let too_many = most > 0;
-            most = most.saturating_sub(1);
-            let old = at.elapsed() > REMEMBERED || too_many;
-            if old {
-                self.journal.remove(known.record().id());
-            }
-            !old
-        });
-    }
-
-    fn remember_rate(&self, to: String, record: &Record) {
-        let document = record.document();
-        if document.phase == Phase::Completed && document.bytes.wire > 4 << 20 && document.total_ms > 0 {
-            let rate = document.bytes.wire * 1000 / document.total_ms;
-            self.rates.lock().unwrap_or_else(PoisonError::into_inner).insert(to, rate);
-        }
-    }
-
-    pub(crate) fn last_rate(&self, to: &str) -> Option<u64> {
-        self.rates.lock().unwrap_or_else(PoisonError::into_inner).get(to).copied()
     }
 }

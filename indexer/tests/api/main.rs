@@ -6,6 +6,7 @@ mod content;
 mod daemon;
 mod errors;
 mod limits;
+mod migrations;
 mod pages;
 mod stop;
 mod support;

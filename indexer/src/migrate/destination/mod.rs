@@ -1,50 +1,38 @@
 //! The destination: a waiting QEMU's RAM file is filled, its device state handed in, and the guest let run when the source says so.
 //!
-//! Owns the conversation on the control connection. What is filled in is [`session`]'s, what comes on data connections [`stream`]'s.
+//! Owns an incoming migration as a thing that can be found and called off, and its life from the first word to the last. What is said meanwhile is
+//! [`conversation`]'s, what is offered [`offers`]', what is in place [`session`]'s, what comes on data connections [`stream`]'s, and the VMM
+//! [`waiting`]'s.
 
 mod checks;
+mod conversation;
+mod offers;
 mod recover;
 mod session;
 mod stream;
+mod waiting;
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use memdex_wire::{
     migration::{Direction, Outcome, Phase},
-    transfer::{Hello, Ready, ToDestination, ToSource},
+    transfer::{Ready, ToDestination, ToSource},
 };
 use migrate_client::Channel;
-use tokio::{
-    io::AsyncWriteExt,
-    net::UnixStream,
-    sync::Mutex as AsyncMutex,
-    time::{interval, timeout},
-};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
-    guard::{Guard, Orders, Step},
-    journal::{Decision, Entry},
-    link::{self, Counted, Frames, LinkError, SILENCE, Speaker},
-    monitor::{Monitor, ignore_shared},
+    link::{self, Counted, SILENCE},
     record::{Record, Subject},
 };
-use crate::watch::process::Process;
 pub(crate) use checks::{check, key};
+use conversation::Conversation;
 pub(crate) use recover::recover;
+use session::Parts;
 pub(crate) use session::Session;
-use session::{Failure, Parts};
-
-/// Time from one look at what is going on to the next.
-const LOOK: Duration = Duration::from_millis(20);
-/// Longest wait for QEMU to load its device state.
-const LOADING: Duration = Duration::from_secs(30);
-/// Longest wait for the tracker to stand aside.
-const ASIDE: Duration = Duration::from_secs(20);
+use waiting::Waiting;
 
 /// Whether the guest may run here: decided once, see [`super::resolve`].
 #[derive(Debug, Default)]
@@ -132,6 +120,16 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
     }
     record.enter(Phase::Connecting);
     record.say(format!("receiving {} from another host", hello.name));
+    let process = vm.process();
+    let waiting = match Waiting::begin(record.id(), vm.name(), process, monitor, shared.journal.clone()).await
+    {
+        Ok(waiting) => waiting,
+        Err(why) => {
+            record.end(Outcome::Failed, why.clone());
+            let _ = speaker.say(&ToSource::Fail(why)).await;
+            return;
+        }
+    };
     let session = Arc::new(Session::new(Parts {
         record: Arc::clone(&record),
         vm,
@@ -142,25 +140,15 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
         speaker: speaker.clone(),
         stop,
     }));
-    let mut destination = Destination {
-        shared: Arc::clone(&shared),
-        incoming: Arc::clone(&incoming),
-        session: Arc::clone(&session),
-        speaker: speaker.clone(),
-        monitor: AsyncMutex::new(monitor),
-        guard: None,
-        entry: None,
-        agreed: false,
-        device: None,
-        loaded: false,
-    };
-    let result = destination.live(&hello, ready, &mut frames).await;
-    destination.end(result).await;
+    let mut conversation = Conversation::new(incoming, session, speaker.clone(), waiting);
+    let result = conversation.hold(ready, &mut frames).await;
+    conversation.end(result).await;
     speaker.close().await;
     // The source closes when it has heard what it has to hear; until then the journal knows.
     let last = async { while let Some(Ok(_)) = frames.recv().await {} };
-    let _ = timeout(SILENCE, last).await;
-    shared.journal.remove(record.id());
+    if timeout(SILENCE, last).await.is_ok() || record.phase() != Phase::Completed {
+        shared.journal.remove(record.id());
+    }
 }
 
 /// Serves a data connection to its end.
@@ -169,263 +157,4 @@ pub(crate) async fn stream(incoming: &Incoming, io: Box<dyn Channel>) {
     let io = Counted::new(io, Arc::clone(&incoming.record.wire));
     let runtime = tokio::runtime::Handle::current();
     let _ = tokio::task::spawn_blocking(move || stream::receive(&session, io, &runtime)).await;
-}
-
-struct Destination {
-    shared: Arc<Shared>,
-    incoming: Arc<Incoming>,
-    session: Arc<Session>,
-    speaker: Speaker,
-    monitor: AsyncMutex<Monitor>,
-    guard: Option<Guard>,
-    entry: Option<Entry>,
-    /// Both ends have the same digest.
-    agreed: bool,
-    /// Our end of what QEMU reads its device state from.
-    device: Option<UnixStream>,
-    loaded: bool,
-}
-
-impl Destination {
-    fn record(&self) -> &Record {
-        &self.incoming.record
-    }
-
-    async fn live(
-        &mut self,
-        hello: &Hello,
-        ready: Ready,
-        frames: &mut Frames<ToDestination>,
-    ) -> Result<(), Failure> {
-        self.make_ready(hello).await?;
-        self.say(&ToSource::Ready(ready)).await?;
-        self.record().enter(Phase::Copying);
-        let vmm = Process::open(self.session.vm.process()).map_err(|_| GONE.to_owned())?;
-        let mut look = interval(LOOK);
-        loop {
-            tokio::select! {
-                frame = frames.recv() => {
-                    let frame = frame.unwrap_or(Err(LinkError::Closed)).map_err(|error| error.to_string())?;
-                    if self.frame(frame).await? {
-                        return Ok(());
-                    }
-                }
-                () = self.session.stop.cancelled() => {
-                    return Err(self.session.failure().unwrap_or_else(|| "it was called off at the destination".to_owned()));
-                }
-                _ = look.tick() => {
-                    if !vmm.alive() {
-                        return Err(GONE.to_owned());
-                    }
-                    if self.session.has_deferred() {
-                        let session = Arc::clone(&self.session);
-                        blocking(move || session.look_again()).await?;
-                    }
-                }
-            }
-        }
-    }
-
-    /// From here on something is changed: orders for the guard and the journal come first.
-    async fn make_ready(&mut self, hello: &Hello) -> Result<(), Failure> {
-        let process = self.session.vm.process();
-        let monitor = self.monitor.get_mut();
-        let entry = Entry {
-            id: self.incoming.record.id().to_owned(),
-            name: self.session.vm.name().to_owned(),
-            process: (process.pid, process.start_time),
-            monitor: monitor.path().to_owned(),
-            decision: Decision::Receiving,
-            run: true,
-        };
-        self.shared
-            .journal
-            .write(&entry)
-            .map_err(|error| format!("the journal cannot be written: {error}"))?;
-        self.entry = Some(entry);
-        let orders = Orders {
-            vm: self.session.vm.name().to_owned(),
-            steps: vec![Step::with(ignore_shared(false))],
-            ..Orders::default()
-        };
-        let descriptor = monitor.share().map_err(|error| no_guard(&error))?;
-        self.guard = Some(Guard::start(descriptor, &orders).map_err(|error| no_guard(&error))?);
-        monitor.ignore_shared(true).await.map_err(|error| error.to_string())?;
-        self.session.vm.stand_aside(ASIDE).await.map_err(|error| error.to_string())?;
-        let session = Arc::clone(&self.session);
-        let known = blocking(move || session.take_stock()).await?;
-        // From now on others find here what has come.
-        let source: Arc<Session> = Arc::clone(&self.session);
-        self.session.shared.registry.add_source(source);
-        *self.incoming.session.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Arc::clone(&self.session));
-        if known > 0 {
-            self.record().say(format!("the RAM file holds {known} pages with content already"));
-        }
-        tracing::debug!(name = hello.name, "ready to receive");
-        Ok(())
-    }
-
-    /// Acts on what the source says. True when the guest runs here.
-    async fn frame(&mut self, frame: ToDestination) -> Result<bool, Failure> {
-        match frame {
-            ToDestination::Offer { batch, push, pages } => {
-                if self.agreed {
-                    return Err("the source offers pages after the digest".to_owned());
-                }
-                let session = Arc::clone(&self.session);
-                blocking(move || session.offer(batch, push, pages)).await?;
-            }
-            ToDestination::Digest(theirs) => self.compare(theirs).await?,
-            ToDestination::PrepareDevice => self.prepare_device().await?,
-            ToDestination::Device(bytes) => {
-                let device = self.device.as_mut().ok_or("device state comes before it was announced")?;
-                let written = timeout(SILENCE, device.write_all(&bytes)).await;
-                written.map_err(|_| "QEMU does not take its device state".to_owned())?.map_err(|error| {
-                    format!("QEMU does not take its device state ({error}): see its standard error")
-                })?;
-            }
-            ToDestination::DeviceEnd => self.load_device().await?,
-            ToDestination::HandOver { run } => {
-                self.take_over(run).await?;
-                return Ok(true);
-            }
-            ToDestination::Abort(why) => return Err(why),
-            ToDestination::Hello(_) | ToDestination::Ping => {
-                return Err("the source says something out of turn".to_owned());
-            }
-        }
-        Ok(false)
-    }
-
-    async fn compare(&mut self, theirs: [u8; 32]) -> Result<(), Failure> {
-        self.record().enter(Phase::Comparing);
-        if self.session.has_open_offers() {
-            return Err("the source compares before everything has come".to_owned());
-        }
-        let session = Arc::clone(&self.session);
-        let ours = blocking(move || Ok(session.root())).await?;
-        self.say(&ToSource::Digest(ours)).await?;
-        if ours != theirs {
-            return Err("the digests of the guest's memory differ: it is not used".to_owned());
-        }
-        self.agreed = true;
-        Ok(())
-    }
-
-    async fn prepare_device(&mut self) -> Result<(), Failure> {
-        if !self.agreed || self.device.is_some() {
-            return Err("device state is announced out of turn".to_owned());
-        }
-        self.record().enter(Phase::DeviceState);
-        // A QEMU that has begun to read device state cannot wait for another one.
-        self.order(vec![Step::new("quit")])?;
-        self.write_journal(Decision::Loading, true)?;
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|error| error.to_string())?;
-        ours.set_nonblocking(true).map_err(|error| error.to_string())?;
-        self.device = Some(UnixStream::from_std(ours).map_err(|error| error.to_string())?);
-        use std::os::fd::AsFd;
-        self.monitor.get_mut().receive_state(theirs.as_fd()).await.map_err(|error| error.to_string())?;
-        self.say(&ToSource::DeviceReady).await
-    }
-
-    async fn load_device(&mut self) -> Result<(), Failure> {
-        let device = self.device.as_mut().ok_or("device state ends before it was announced")?;
-        device.shutdown().await.map_err(|error| error.to_string())?;
-        let monitor = self.monitor.get_mut();
-        monitor.migration_complete(Instant::now() + LOADING).await?;
-        let state = monitor.status().await.map_err(|error| error.to_string())?;
-        if !matches!(state.as_str(), "paused" | "prelaunch" | "postmigrate" | "suspended" | "shutdown") {
-            return Err(format!("QEMU is {state} after its device state was loaded, not paused"));
-        }
-        self.loaded = true;
-        self.say(&ToSource::DeviceLoaded).await
-    }
-
-    /// The guest is ours.
-    async fn take_over(&mut self, run: bool) -> Result<(), Failure> {
-        if !self.loaded {
-            return Err("the source hands over what has not been loaded".to_owned());
-        }
-        self.record().enter(Phase::HandingOver);
-        if !self.incoming.verdict.commit() {
-            return Err("it was called off before it was handed over".to_owned());
-        }
-        // Before anything is done about it: who comes after, and who asks, must know.
-        self.write_journal(Decision::Committed, run)?;
-        self.order(if run { vec![Step::run()] } else { Vec::new() })?;
-        if run {
-            let monitor = self.monitor.get_mut();
-            if let Err(error) = monitor.cont().await
-                && monitor.status().await.is_ok_and(|state| state != "running")
-            {
-                return Err(format!("the guest could not be let run here: {error}"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Leaves everything as it has to be.
-    async fn end(&mut self, result: Result<(), Failure>) {
-        let session = &self.session;
-        let committed = !self.incoming.verdict.abort();
-        match &result {
-            Ok(()) => {
-                self.incoming.record.end(Outcome::Completed, "the guest runs on this host");
-                let _ = self.speaker.say(&ToSource::Running).await;
-                // QEMU's next migration is not ours to shape.
-                let _ = self.monitor.get_mut().ignore_shared(false).await;
-            }
-            Err(why) => {
-                if self.device.is_some() || committed {
-                    let _ = self.monitor.get_mut().quit().await;
-                } else {
-                    let _ = self.monitor.get_mut().ignore_shared(false).await;
-                    let ram = Arc::clone(session);
-                    // It is of no use to anybody, and it is memory.
-                    let _ =
-                        blocking(move || ram.ram.punch(0..u32::MAX).map_err(|error| error.to_string())).await;
-                }
-                let outcome = if session.failure().is_some() { Outcome::Failed } else { Outcome::Aborted };
-                self.incoming.record.end(outcome, why.clone());
-                let _ = self.speaker.say(&ToSource::Fail(why.clone())).await;
-            }
-        }
-        session.stop.cancel();
-        self.incoming.session.lock().unwrap_or_else(PoisonError::into_inner).take();
-        session.in_flight.forget(session.map);
-        session.shared.registry.remove_source(&session.shared, session.map);
-        session.vm.come_back();
-        if let Some(guard) = self.guard.take() {
-            guard.release();
-        }
-    }
-
-    fn order(&mut self, steps: Vec<Step>) -> Result<(), Failure> {
-        let vm = self.session.vm.name().to_owned();
-        let guard = self.guard.as_mut().ok_or("there is no guard")?;
-        guard.order(&Orders { vm, steps, ..Orders::default() }).map_err(|error| no_guard(&error))
-    }
-
-    fn write_journal(&mut self, decision: Decision, run: bool) -> Result<(), Failure> {
-        let entry = self.entry.as_mut().ok_or("there is no journal")?;
-        (entry.decision, entry.run) = (decision, run);
-        self.shared.journal.write(entry).map_err(|error| format!("the journal cannot be written: {error}"))
-    }
-
-    async fn say(&self, frame: &ToSource) -> Result<(), Failure> {
-        self.speaker.say(frame).await.map_err(|error| error.to_string())
-    }
-}
-
-const GONE: &str = "the waiting VM at the destination has ended";
-
-fn no_guard(error: &std::io::Error) -> Failure {
-    format!("there can be no guard for the VM ({error}), and without one nothing is changed in it")
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned()))
 }

@@ -1,17 +1,9 @@
 //! One VM that is coming: its RAM file, what each page of it holds by now, and what is still to come.
 //!
-//! Owns the filling. Every byte is hashed before it is written, wherever it came from; the [ledger](Ledger) says what was written. Contents come
-//! from this host if it has them (also from what has just been received, by this or another migration), else from the source, each only once,
-//! however many pages have it.
-//!
-//! Offers are worked on one at a time; blocks come in on several threads meanwhile. All that they share is under one lock, held for some
-//! map operations and never while bytes are read or written.
+//! Owns what is in place: every byte is hashed before it is written, wherever it came from, and the [ledger](Ledger) says what was written. What is
+//! offered, and what is still awaited, is in [`super::offers`].
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
 
 use memdex_wire::{
     Fingerprint, PAGE_SIZE,
@@ -20,19 +12,15 @@ use memdex_wire::{
 use tokio::{runtime::Handle, sync::Notify};
 use tokio_util::sync::CancellationToken;
 
+use super::offers::State;
 use crate::{
     fingerprint::{Hasher, Page},
     host::{ContentSource, Shared, Vm},
     map::{MapId, Place},
     memory::Ram,
     migrate::{in_flight::InFlight, ledger::Ledger, link::Speaker, record::Record},
-    units::PageRange,
 };
 
-/// Offers that may be open at once.
-const MAX_OPEN: usize = 16;
-/// How long content that another migration has asked for is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// Pages read at a time when the file is looked through.
 const SCAN: u32 = 256;
 
@@ -47,35 +35,12 @@ pub(crate) struct Session {
     pub(super) speaker: Speaker,
     /// Ends everything that works for this migration.
     pub(super) stop: CancellationToken,
+    /// An offer has been taken in.
+    pub(super) opened: Notify,
+    pub(super) runtime: Handle,
     ledger: Mutex<Ledger>,
     state: Mutex<State>,
-    /// An offer has been taken in.
-    opened: Notify,
     failure: Mutex<Option<String>>,
-    runtime: Handle,
-}
-
-#[derive(Default)]
-struct State {
-    batches: HashMap<u32, Batch>,
-    /// Contents that will come, and the pages that wait for each. The first of them is the one that was asked for.
-    wanted: HashMap<Fingerprint, Vec<Waiting>>,
-    /// Pages whose content another migration has asked for.
-    deferred: Vec<(Instant, Waiting)>,
-}
-
-struct Batch {
-    pages: Arc<Vec<(u32, Fingerprint)>>,
-    /// Pages that wait for content.
-    open: usize,
-    /// Every page of it has been looked at.
-    complete: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Waiting {
-    batch: u32,
-    position: u16,
 }
 
 /// A sentence that ends the migration.
@@ -166,11 +131,6 @@ impl Session {
         self.ledger().root()
     }
 
-    /// Whether anything offered has not come yet.
-    pub(super) fn has_open_offers(&self) -> bool {
-        !self.state().batches.is_empty()
-    }
-
     /// Ends the migration with a reason. The first one counts.
     pub(super) fn fail(&self, why: impl Into<String>) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,248 +142,8 @@ impl Session {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes in an offer: what is here is put in place, what is not is asked for. Blocking.
-    pub(super) fn offer(
-        &self,
-        number: u32,
-        push: bool,
-        pages: Vec<(u32, Fingerprint)>,
-    ) -> Result<(), Failure> {
-        let total = self.ledger().pages();
-        if pages.iter().any(|(page, _)| *page >= total) {
-            return Err("the source offers a page that the VM does not have".to_owned());
-        }
-        let pages = Arc::new(pages);
-        {
-            let state = self.state();
-            if state.batches.len() >= MAX_OPEN || state.batches.contains_key(&number) {
-                return Err("the source offers more at once than was agreed".to_owned());
-            }
-        }
-        self.zeros(&pages)?;
-        if push { self.expect(number, &pages) } else { self.match_up(number, &pages) }
-    }
-
-    /// An offer whose contents come unasked: they may be here before this is done, so all is said under one lock. Blocking.
-    fn expect(&self, number: u32, pages: &Arc<Vec<(u32, Fingerprint)>>) -> Result<(), Failure> {
-        {
-            let mut state = self.state();
-            let mut open = 0;
-            // Also what is in place by chance: each will come, and the offer is open until it has.
-            for (position, (_, content)) in
-                pages.iter().enumerate().filter(|(_, (_, content))| *content != ZERO)
-            {
-                let waiting = Waiting { batch: number, position: position as u16 };
-                state.wanted.entry(*content).or_default().push(waiting);
-                open += 1;
-            }
-            if open > 0 {
-                state.batches.insert(number, Batch { pages: Arc::clone(pages), open, complete: true });
-                drop(state);
-                self.opened.notify_waiters();
-                return Ok(());
-            }
-        }
-        self.say(&ToSource::Done { batch: number })
-    }
-
-    /// An offer of which the source sends only what is asked for. Blocking.
-    fn match_up(&self, number: u32, pages: &Arc<Vec<(u32, Fingerprint)>>) -> Result<(), Failure> {
-        let batch = Batch { pages: Arc::clone(pages), open: 0, complete: false };
-        self.state().batches.insert(number, batch);
-        let mut need = Vec::new();
-        let mut page = Box::new([0u8; PAGE_SIZE]);
-        for (position, (number_of_page, content)) in pages.iter().enumerate() {
-            if *content == ZERO || self.ledger().get(*number_of_page) == *content {
-                continue;
-            }
-            let waiting = Waiting { batch: number, position: position as u16 };
-            if self.joins(content, waiting) {
-                continue;
-            }
-            if self.shared.copy_content(content, &mut page) {
-                self.ram.write(*number_of_page, page.as_slice()).map_err(|error| no_room(&error))?;
-                self.put(*number_of_page, *content);
-                self.record.matched.fetch_add(1, Relaxed);
-                continue;
-            }
-            let ours = self.in_flight.claim(*content, self.map);
-            let mut state = self.state();
-            state.count(number, 1);
-            if ours {
-                state.wanted.entry(*content).or_default().push(waiting);
-                need.push(waiting.position);
-            } else {
-                state.deferred.push((Instant::now(), waiting));
-            }
-        }
-        self.opened.notify_waiters();
-        if !need.is_empty() {
-            self.say(&ToSource::Need { batch: number, positions: need })?;
-        }
-        let done = self.state().seal(number);
-        if done { self.say(&ToSource::Done { batch: number }) } else { Ok(()) }
-    }
-
-    /// Whether the content is on its way already; then the page waits for it too.
-    fn joins(&self, content: &Fingerprint, waiting: Waiting) -> bool {
-        let mut state = self.state();
-        let Some(waits) = state.wanted.get_mut(content) else { return false };
-        waits.push(waiting);
-        state.count(waiting.batch, 1);
-        self.record.matched.fetch_add(1, Relaxed);
-        true
-    }
-
-    /// Makes holes of the pages that are offered as zeros.
-    fn zeros(&self, pages: &[(u32, Fingerprint)]) -> Result<(), Failure> {
-        let mut runs: Vec<PageRange> = Vec::new();
-        {
-            let ledger = self.ledger();
-            for (page, _) in pages.iter().filter(|(_, content)| *content == ZERO) {
-                self.record.zero.fetch_add(1, Relaxed);
-                if ledger.get(*page) == ZERO {
-                    continue;
-                }
-                match runs.last_mut() {
-                    Some(run) if run.end == *page => run.end += 1,
-                    _ => runs.push(*page..*page + 1),
-                }
-            }
-        }
-        for run in runs {
-            self.ram.punch(run.clone()).map_err(|error| no_room(&error))?;
-            run.for_each(|page| self.put(page, ZERO));
-        }
-        Ok(())
-    }
-
-    /// The pages of an open offer; waits for one that is on its way. Blocking.
-    pub(super) fn pages_of(&self, number: u32) -> Result<Arc<Vec<(u32, Fingerprint)>>, Failure> {
-        let wait = async {
-            loop {
-                let opened = self.opened.notified();
-                tokio::pin!(opened);
-                // From here on no notice is missed.
-                opened.as_mut().enable();
-                if let Some(batch) = self.state().batches.get(&number) {
-                    return Arc::clone(&batch.pages);
-                }
-                opened.await;
-            }
-        };
-        let bounded = tokio::time::timeout(crate::migrate::link::SILENCE, wait);
-        self.runtime
-            .block_on(async {
-                tokio::select! {
-                    pages = bounded => pages.ok(),
-                    () = self.stop.cancelled() => None,
-                }
-            })
-            .ok_or_else(|| "the source sends pages that it has not offered".to_owned())
-    }
-
-    /// Puts pages that have come in place. They have been hashed. Blocking.
-    pub(super) fn arrived(&self, number: u32, positions: &[u16], bytes: &[u8]) -> Result<(), Failure> {
-        let offered = self.pages_of(number)?;
-        let at = |position: &u16| offered[usize::from(*position)];
-        // Pages in a row are written in one go.
-        let mut from = 0;
-        while from < positions.len() {
-            let first = at(&positions[from]).0;
-            let row = positions[from..].iter().enumerate();
-            let count = row.take_while(|(i, position)| at(position).0 == first + *i as u32).count();
-            let piece = &bytes[from * PAGE_SIZE..(from + count) * PAGE_SIZE];
-            self.write_row(first, piece)?;
-            from += count;
-        }
-        let mut finished = Vec::new();
-        for (position, page) in positions.iter().zip(bytes.as_chunks::<PAGE_SIZE>().0) {
-            let (number_of_page, content) = at(position);
-            self.put(number_of_page, content);
-            self.in_flight.done(&content, self.map);
-            self.record.sent.fetch_add(1, Relaxed);
-            // In the reverse index by now, so whoever looks from here on finds it there.
-            let waits = self.state().wanted.remove(&content).unwrap_or_default();
-            for waiting in &waits {
-                let other = self.batch_page(*waiting);
-                if let Some(other) = other.filter(|other| *other != number_of_page) {
-                    self.ram.write(other, page).map_err(|error| no_room(&error))?;
-                    self.put(other, content);
-                }
-                finished.extend(self.state().uncount(waiting.batch));
-            }
-        }
-        finished.into_iter().try_for_each(|batch| self.say(&ToSource::Done { batch }))
-    }
-
-    /// A page that the source no longer has as it was offered. Others that wait for the same content ask for it themselves. Blocking.
-    pub(super) fn withdrawn(&self, number: u32, position: u16) -> Result<(), Failure> {
-        let offered = self.pages_of(number)?;
-        let Some((_, content)) = offered.get(usize::from(position)) else {
-            return Err("the source withdraws a page that it has not offered".to_owned());
-        };
-        let mut again = None;
-        let mut finished = None;
-        {
-            let mut state = self.state();
-            let Some(waits) = state.wanted.get_mut(content) else { return Ok(()) };
-            let Some(index) = waits.iter().position(|w| *w == Waiting { batch: number, position }) else {
-                return Ok(());
-            };
-            waits.remove(index);
-            match waits.first() {
-                Some(next) => again = Some(*next),
-                None => {
-                    state.wanted.remove(content);
-                    self.in_flight.done(content, self.map);
-                }
-            }
-            finished = state.uncount(number).or(finished);
-        }
-        if let Some(Waiting { batch, position }) = again {
-            self.say(&ToSource::Need { batch, positions: vec![position] })?;
-        }
-        finished.map_or(Ok(()), |batch| self.say(&ToSource::Done { batch }))
-    }
-
-    /// Looks again for what another migration had asked for. Blocking.
-    pub(super) fn look_again(&self) -> Result<(), Failure> {
-        let deferred = std::mem::take(&mut self.state().deferred);
-        let mut page = Box::new([0u8; PAGE_SIZE]);
-        for (since, waiting) in deferred {
-            let Some((number, content)) = self.offered(waiting) else { continue };
-            if self.shared.copy_content(&content, &mut page) {
-                self.ram.write(number, page.as_slice()).map_err(|error| no_room(&error))?;
-                self.put(number, content);
-                self.record.matched.fetch_add(1, Relaxed);
-                let done = self.state().uncount(waiting.batch);
-                done.map_or(Ok(()), |batch| self.say(&ToSource::Done { batch }))?;
-                continue;
-            }
-            if !self.in_flight.claim(content, self.map) && since.elapsed() < PATIENCE {
-                self.state().deferred.push((since, waiting));
-                continue;
-            }
-            let first = {
-                let mut state = self.state();
-                let waits = state.wanted.entry(content).or_default();
-                waits.push(waiting);
-                waits.len() == 1
-            };
-            if first {
-                self.say(&ToSource::Need { batch: waiting.batch, positions: vec![waiting.position] })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether [`Session::look_again`] has anything to do.
-    pub(super) fn has_deferred(&self) -> bool {
-        !self.state().deferred.is_empty()
-    }
-
-    fn write_row(&self, first: u32, bytes: &[u8]) -> Result<(), Failure> {
+    /// Writes pages in a row.
+    pub(super) fn write_row(&self, first: u32, bytes: &[u8]) -> Result<(), Failure> {
         match self.ram.write(first, bytes) {
             Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
                 // Across the end of a region: page by page.
@@ -437,8 +157,24 @@ impl Session {
         }
     }
 
+    /// Copies a page from what this host has, if it has it.
+    pub(super) fn fill_from_here(
+        &self,
+        page: u32,
+        content: &Fingerprint,
+        room: &mut Page,
+    ) -> Result<bool, Failure> {
+        if !self.shared.copy_content(content, room) {
+            return Ok(false);
+        }
+        self.ram.write(page, room.as_slice()).map_err(|error| no_room(&error))?;
+        self.put(page, *content);
+        self.record.matched.fetch_add(1, Relaxed);
+        Ok(true)
+    }
+
     /// Notes what a page holds, also for those who look for content.
-    fn put(&self, page: u32, content: Fingerprint) {
+    pub(super) fn put(&self, page: u32, content: Fingerprint) {
         let before = self.ledger().set(page, content);
         if before == content {
             return;
@@ -452,53 +188,17 @@ impl Session {
         }
     }
 
-    fn batch_page(&self, waiting: Waiting) -> Option<u32> {
-        self.offered(waiting).map(|(page, _)| page)
-    }
-
-    fn offered(&self, waiting: Waiting) -> Option<(u32, Fingerprint)> {
-        self.state().batches.get(&waiting.batch).map(|batch| batch.pages[usize::from(waiting.position)])
-    }
-
-    fn say(&self, frame: &ToSource) -> Result<(), Failure> {
+    /// Says something to the source. Blocking.
+    pub(super) fn say(&self, frame: &ToSource) -> Result<(), Failure> {
         self.runtime.block_on(self.speaker.say(frame)).map_err(|error| error.to_string())
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn count(&mut self, batch: u32, pages: usize) {
-        if let Some(batch) = self.batches.get_mut(&batch) {
-            batch.open += pages;
-        }
-    }
-
-    /// One page less waits. Returns the offer's number if that was the last one.
-    fn uncount(&mut self, number: u32) -> Option<u32> {
-        let batch = self.batches.get_mut(&number)?;
-        batch.open = batch.open.saturating_sub(1);
-        (batch.open == 0 && batch.complete).then(|| {
-            self.batches.remove(&number);
-            number
-        })
-    }
-
-    /// Every page has been looked at. Whether nothing waits any more.
-    fn seal(&mut self, number: u32) -> bool {
-        let Some(batch) = self.batches.get_mut(&number) else { return false };
-        batch.complete = true;
-        let done = batch.open == 0;
-        if done {
-            self.batches.remove(&number);
-        }
-        done
     }
 }
 
@@ -506,7 +206,7 @@ fn unreadable(error: &std::io::Error) -> Failure {
     format!("the RAM file of the waiting VM cannot be read: {error}")
 }
 
-fn no_room(error: &std::io::Error) -> Failure {
+pub(super) fn no_room(error: &std::io::Error) -> Failure {
     match error.kind() {
         std::io::ErrorKind::StorageFull => {
             "the destination has no room for the guest's memory: its RAM file's file system is full"

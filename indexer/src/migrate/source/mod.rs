@@ -1,10 +1,12 @@
 //! The source: a running VM is copied, stopped, handed over.
 //!
-//! Owns the life of an outgoing migration and, at every way out of it, what becomes of the guest. The rounds are [`rounds`]', what is sent in
-//! them [`copy`]'s and [`stream`]'s, the time in which the guest stands still [`switch_over`]'s.
+//! Owns the life of an outgoing migration. The first words are [`connect`]'s, the rounds [`rounds`]', what is sent in them [`copy`]'s and
+//! [`stream`]'s, the time in which the guest stands still [`switch_over`]'s, and what becomes of it in the end [`hand_over`]'s.
 
 mod checks;
+mod connect;
 mod copy;
+mod hand_over;
 mod plan;
 mod rounds;
 mod stream;
@@ -15,32 +17,29 @@ use std::{
     collections::HashSet,
     fmt::Display,
     sync::{Arc, Mutex as SyncMutex, atomic::AtomicU8},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use memdex_wire::{
-    migration::{AtSource, MigrationCheck, MigrationRequest, OnNoConverge, Outcome, Phase},
-    page::PageState,
-    transfer::{Hello, Ready, ToDestination, ToSource},
-};
+use memdex_wire::migration::{MigrationCheck, MigrationRequest, OnNoConverge, Outcome, Phase};
 use migrate_client::{ChannelKind, Client, ClientError};
 use tokio::{
     runtime::Handle,
     sync::{Mutex, mpsc},
-    time::{interval, sleep, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared, destination,
+    Shared,
     guard::{Guard, Orders, Step},
-    link::{self, BEAT, Counted, Frames, LinkError, SILENCE, Speaker},
+    link::{Counted, LinkError},
     monitor::{Monitor, ignore_shared},
     qmp::QmpError,
     record::Record,
-    resolve::{Destination, Verdict, who_runs},
+    resolve::Destination,
 };
 use crate::host::Vm;
+use connect::{connect, hello, introduce, keep_alive};
 use copy::Copier;
 pub(crate) use plan::plan;
 use rounds::Rounds;
@@ -48,14 +47,8 @@ use stream::Streams;
 
 /// Data connections of a migration.
 const STREAMS: usize = 2;
-/// Time for the destination to make ready: it may have to hash what is in the RAM file.
-const MAKE_READY: Duration = Duration::from_secs(120);
 /// The guest does not stand still for longer than this before it is handed over, unless it was asked to ([`OnNoConverge::Stop`]).
 const BLACKOUT: Duration = Duration::from_secs(10);
-/// How long is tried to let the guest run again.
-const PUT_BACK: Duration = Duration::from_secs(60);
-/// Time between two tries.
-const PAUSE: Duration = Duration::from_millis(20);
 /// How long the guest may stand still if nothing is said.
 pub(crate) const DOWNTIME_MS: u64 = 50;
 
@@ -208,84 +201,6 @@ fn refuse(checks: &[MigrationCheck]) -> Result<(), Stop> {
     if wrong.is_empty() { Ok(()) } else { Err(Stop::failed(wrong.join("; "))) }
 }
 
-fn hello(vm: &Vm, request: &MigrationRequest, qemu: String, dry_run: bool) -> Hello {
-    let snapshot = vm.snapshot();
-    let counts = snapshot.counts();
-    Hello {
-        name: vm.name().to_owned(),
-        dest_vm: request.dest_vm.clone().unwrap_or_else(|| vm.name().to_owned()),
-        dest_qmp: request.dest_qmp.clone(),
-        regions: snapshot.layout().regions().iter().map(|region| u64::from(region.pages)).collect(),
-        populated: counts.current
-            + snapshot
-                .views(0..snapshot.pages())
-                .filter(|(_, view)| view.state == PageState::Stale && view.fingerprint.is_some())
-                .count() as u64,
-        qemu,
-        key: destination::key(),
-        dry_run,
-    }
-}
-
-async fn connect(
-    client: &Client,
-    record: &Record,
-    stop: &CancellationToken,
-) -> Result<(Speaker, Frames<ToSource>), Stop> {
-    let channel = client.open_channel(record.id(), ChannelKind::Control).await?;
-    Ok(link::open(Counted::new(channel, Arc::clone(&record.wire)), stop.clone(), link::swallow))
-}
-
-async fn introduce(
-    speaker: &Speaker,
-    frames: &mut Frames<ToSource>,
-    hello: &Hello,
-    abort: &CancellationToken,
-) -> Result<Ready, Stop> {
-    speaker.say(&ToDestination::Hello(hello.clone())).await?;
-    let answer = async {
-        loop {
-            match timeout(BEAT, frames.recv()).await {
-                Ok(answer) => return answer.unwrap_or(Err(LinkError::Closed)),
-                // It is busy making ready; as long as it answers to this it is there.
-                Err(_) => speaker.say(&ToDestination::Ping).await?,
-            }
-        }
-    };
-    let answer = tokio::select! {
-        answer = timeout(MAKE_READY, answer) => answer,
-        () = abort.cancelled() => return Err(Stop::Aborted("it was called off".to_owned())),
-    };
-    match answer {
-        Ok(Ok(ToSource::Ready(ready))) => Ok(ready),
-        Ok(Ok(ToSource::Fail(why))) => {
-            Err(Stop::failed(format!("the destination refuses: {}", migrate_client::printable(&why))))
-        }
-        Ok(Ok(_)) => Err(switch_over::out_of_turn()),
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => Err(Stop::failed(format!(
-            "the destination was not ready within {} seconds",
-            MAKE_READY.as_secs()
-        ))),
-    }
-}
-
-/// Shows the destination that we live, and so learns that it does.
-fn keep_alive(speaker: Speaker, stop: CancellationToken) {
-    tokio::spawn(async move {
-        let mut beat = interval(BEAT);
-        loop {
-            tokio::select! {
-                _ = beat.tick() => {}
-                () = stop.cancelled() => return,
-            }
-            if speaker.say(&ToDestination::Ping).await.is_err() {
-                return;
-            }
-        }
-    });
-}
-
 impl Outgoing {
     /// Everything up to the hand-over: the guest can be put back at any point of it.
     async fn move_it(&mut self, client: &Client, streams: &Arc<Streams>) -> Result<(), Stop> {
@@ -324,124 +239,5 @@ impl Outgoing {
                 limit.as_secs()
             )))
         })
-    }
-
-    /// Hands over, or puts the guest back.
-    async fn finish(mut self, shared: &Shared, moved: Result<(), Stop>) -> Result<(), Stop> {
-        let handed_over = match moved {
-            Ok(()) => self.hand_over(shared).await,
-            Err(stop) => Err(stop),
-        };
-        match handed_over {
-            Ok(()) => {
-                self.copier.record.blackout_ends();
-                self.gone().await;
-                Ok(())
-            }
-            Err(stop) => {
-                let (Stop::Aborted(why) | Stop::Failed(why)) = &stop;
-                let _ = timeout(BEAT, self.copier.speaker.say(&ToDestination::Abort(why.clone()))).await;
-                match self.put_back().await {
-                    Ok(()) => Err(stop),
-                    Err(trouble) => Err(Stop::Failed(format!("{why}; {trouble}"))),
-                }
-            }
-        }
-    }
-
-    /// See [`super::resolve`]. An error means that the destination will never let the guest run.
-    async fn hand_over(&mut self, shared: &Shared) -> Result<(), Stop> {
-        if self.copier.abort.is_cancelled() {
-            return Err(Stop::Aborted("it was called off".to_owned()));
-        }
-        self.copier.record.enter(Phase::HandingOver);
-        self.orders(true, true)?;
-        let said = self.copier.speaker.say(&ToDestination::HandOver { run: self.running }).await;
-        let heard = match said {
-            Ok(()) => timeout(SILENCE, self.copier.frames.recv()).await,
-            Err(error) => Ok(Some(Err(error))),
-        };
-        if let Ok(Some(Ok(ToSource::Running))) = heard {
-            return Ok(());
-        }
-        let record = Arc::clone(&self.copier.record);
-        record.say("the link broke while the guest was being handed over: asking the destination whether it runs there");
-        tokio::select! {
-            verdict = who_runs(&self.destination, |words| record.say(words)) => match verdict {
-                Verdict::Destination => Ok(()),
-                Verdict::Source => Err(Stop::failed("the destination gave up while the guest was being handed over")),
-            },
-            () = shared.stop.cancelled() => {
-                // The guard has its orders, and more time than we have.
-                self.guard = None;
-                std::future::pending().await
-            }
-        }
-    }
-
-    /// Tells the guard what to do if we die: what we would do.
-    fn orders(&mut self, stopped: bool, handed_over: bool) -> Result<(), Stop> {
-        let mut steps = Vec::new();
-        if stopped && self.running {
-            steps.extend([Step::new("migrate_cancel"), Step::run()]);
-        }
-        steps.push(Step::with(ignore_shared(self.ignored_shared)));
-        let gone = match self.request.at_source {
-            AtSource::Quit => vec![Step::new("quit")],
-            AtSource::Pause => Vec::new(),
-        };
-        let ask = handed_over.then(|| self.destination.clone());
-        let orders = Orders { vm: self.vm.name().to_owned(), ask, steps, gone };
-        let guard = self.guard.as_mut().ok_or_else(|| Stop::failed("there is no guard"))?;
-        guard.order(&orders).map_err(|error| Stop::failed(format!("the VM's guard has ended: {error}")))
-    }
-
-    /// The guest runs there.
-    async fn gone(&mut self) {
-        self.vm.set_moved_away();
-        let mut monitor = self.monitor.lock().await;
-        let told = match self.request.at_source {
-            AtSource::Quit => monitor.quit().await,
-            AtSource::Pause => monitor.ignore_shared(self.ignored_shared).await,
-        };
-        if let Err(error) = told {
-            self.copier.record.say(format!("the VMM that is left here: {error}"));
-        }
-        if let Some(guard) = self.guard.take() {
-            guard.release();
-        }
-    }
-
-    /// The guest runs on here, as if nothing had been.
-    async fn put_back(&mut self) -> Result<(), String> {
-        let mut monitor = self.monitor.lock().await;
-        let begun = Instant::now();
-        let mut result = Ok(());
-        if self.stopped && self.running {
-            let _ = monitor.cancel().await;
-            loop {
-                let told = monitor.cont().await;
-                match monitor.status().await {
-                    Ok(state) if state == "running" => break,
-                    Err(error @ QmpError::Lost(_)) => {
-                        result = Err(format!("and the VM has ended: {error}"));
-                        break;
-                    }
-                    _ if begun.elapsed() > PUT_BACK => {
-                        let why = told.err().map_or_else(String::new, |error| error.to_string());
-                        result = Err(format!("and the guest could not be let run again here: {why}"));
-                        break;
-                    }
-                    _ => sleep(PAUSE).await,
-                }
-            }
-            self.copier.record.blackout_ends();
-        }
-        let _ = monitor.ignore_shared(self.ignored_shared).await;
-        if let Some(guard) = self.guard.take() {
-            // If it could not be put back, the guard goes on trying.
-            if result.is_ok() { guard.release() } else { drop(guard) }
-        }
-        result
     }
 }

@@ -17,7 +17,10 @@ use migrate_client::Client;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{checks, connect, hello, introduce};
+use super::{
+    checks,
+    connect::{connect, hello, introduce},
+};
 use crate::{
     compare::compare,
     host::Vm,

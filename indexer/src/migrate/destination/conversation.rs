@@ -1,0 +1,215 @@
+//! What the source says, and what is done about it, in the order that is agreed.
+//!
+//! Owns that order: nothing is loaded before the digests agree, nothing is taken over before it is loaded, and whatever comes out of turn ends the
+//! migration.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use memdex_wire::{
+    migration::{Outcome, Phase},
+    transfer::{Ready, ToDestination, ToSource},
+};
+use tokio::time::interval;
+
+use super::{
+    Incoming,
+    session::{Failure, Session},
+    waiting::{GONE, Waiting},
+};
+use crate::migrate::{
+    link::{Frames, LinkError, Speaker},
+    record::Record,
+};
+
+/// Time from one look at what is going on to the next.
+const LOOK: Duration = Duration::from_millis(20);
+/// Longest wait for the tracker to stand aside.
+const ASIDE: Duration = Duration::from_secs(20);
+
+/// One incoming migration, past its checks.
+pub(super) struct Conversation {
+    pub(super) incoming: Arc<Incoming>,
+    pub(super) session: Arc<Session>,
+    pub(super) speaker: Speaker,
+    pub(super) waiting: Waiting,
+    /// Both ends have the same digest.
+    agreed: bool,
+    /// The source has called it off.
+    called_off: bool,
+}
+
+impl Conversation {
+    pub(super) fn new(
+        incoming: Arc<Incoming>,
+        session: Arc<Session>,
+        speaker: Speaker,
+        waiting: Waiting,
+    ) -> Self {
+        Self { incoming, session, speaker, waiting, agreed: false, called_off: false }
+    }
+
+    fn record(&self) -> &Record {
+        &self.incoming.record
+    }
+
+    async fn say(&self, frame: &ToSource) -> Result<(), Failure> {
+        self.speaker.say(frame).await.map_err(|error| error.to_string())
+    }
+
+    /// From the first word to the guest running here.
+    pub(super) async fn hold(
+        &mut self,
+        ready: Ready,
+        frames: &mut Frames<ToDestination>,
+    ) -> Result<(), Failure> {
+        self.make_ready().await?;
+        self.say(&ToSource::Ready(ready)).await?;
+        self.record().enter(Phase::Copying);
+        let mut look = interval(LOOK);
+        loop {
+            tokio::select! {
+                frame = frames.recv() => {
+                    let frame = frame.unwrap_or(Err(LinkError::Closed)).map_err(|error| error.to_string())?;
+                    if self.act(frame).await? {
+                        return Ok(());
+                    }
+                }
+                () = self.session.stop.cancelled() => {
+                    return Err(self.session.failure().unwrap_or_else(|| {
+                        self.called_off = true;
+                        "it was called off at the destination".to_owned()
+                    }));
+                }
+                _ = look.tick() => {
+                    if !self.waiting.alive() {
+                        return Err(GONE.to_owned());
+                    }
+                    if self.session.has_deferred() {
+                        let session = Arc::clone(&self.session);
+                        blocking(move || session.look_again()).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn make_ready(&mut self) -> Result<(), Failure> {
+        self.session.vm.stand_aside(ASIDE).await.map_err(|error| error.to_string())?;
+        let session = Arc::clone(&self.session);
+        let known = blocking(move || session.take_stock()).await?;
+        // From now on others find here what has come.
+        let source: Arc<Session> = Arc::clone(&self.session);
+        self.session.shared.registry.add_source(source);
+        let ours = Arc::clone(&self.session);
+        *self.incoming.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(ours);
+        if known > 0 {
+            self.record().say(format!("the RAM file holds {known} pages with content already"));
+        }
+        Ok(())
+    }
+
+    /// Acts on what the source says. True when the guest runs here.
+    async fn act(&mut self, frame: ToDestination) -> Result<bool, Failure> {
+        match frame {
+            ToDestination::Offer { batch, push, pages } => {
+                if self.agreed {
+                    return Err("the source offers pages after the digest".to_owned());
+                }
+                let session = Arc::clone(&self.session);
+                blocking(move || session.offer(batch, push, pages)).await?;
+            }
+            ToDestination::Digest(theirs) => self.compare(theirs).await?,
+            ToDestination::PrepareDevice => {
+                if !self.agreed || self.waiting.has_begun() {
+                    return Err("device state is announced out of turn".to_owned());
+                }
+                self.record().enter(Phase::DeviceState);
+                self.waiting.begin_device().await?;
+                self.say(&ToSource::DeviceReady).await?;
+            }
+            ToDestination::Device(bytes) => self.waiting.device(&bytes).await?,
+            ToDestination::DeviceEnd => {
+                self.waiting.end_device().await?;
+                self.say(&ToSource::DeviceLoaded).await?;
+            }
+            ToDestination::HandOver { run } => {
+                self.take_over(run).await?;
+                return Ok(true);
+            }
+            ToDestination::Abort(why) => {
+                self.called_off = true;
+                return Err(why);
+            }
+            ToDestination::Hello(_) | ToDestination::Ping => {
+                return Err("the source says something out of turn".to_owned());
+            }
+        }
+        Ok(false)
+    }
+
+    async fn compare(&mut self, theirs: [u8; 32]) -> Result<(), Failure> {
+        self.record().enter(Phase::Comparing);
+        if self.session.has_open_offers() {
+            return Err("the source compares before everything has come".to_owned());
+        }
+        let session = Arc::clone(&self.session);
+        let ours = blocking(move || Ok(session.root())).await?;
+        self.say(&ToSource::Digest(ours)).await?;
+        if ours != theirs {
+            return Err("the digests of the guest's memory differ: it is not used".to_owned());
+        }
+        self.agreed = true;
+        Ok(())
+    }
+
+    /// The guest is ours.
+    async fn take_over(&mut self, run: bool) -> Result<(), Failure> {
+        if !self.waiting.loaded() {
+            return Err("the source hands over what has not been loaded".to_owned());
+        }
+        self.record().enter(Phase::HandingOver);
+        if !self.incoming.verdict.commit() {
+            return Err("it was called off before it was handed over".to_owned());
+        }
+        self.waiting.run(run).await
+    }
+
+    /// Leaves everything as it has to be, and only then says how it ended: who hears that the guest does not run here may let it run elsewhere.
+    pub(super) async fn end(self, result: Result<(), Failure>) {
+        let Self { incoming, session, speaker, waiting, called_off, .. } = self;
+        let committed = !incoming.verdict.abort();
+        session.stop.cancel();
+        incoming.session.lock().unwrap_or_else(PoisonError::into_inner).take();
+        session.in_flight.forget(session.map);
+        session.shared.registry.remove_source(&session.shared, session.map);
+        match result {
+            Ok(()) => {
+                incoming.record.end(Outcome::Completed, "the guest runs on this host");
+                let _ = speaker.say(&ToSource::Running).await;
+                waiting.release().await;
+            }
+            Err(why) => {
+                if committed || waiting.has_begun() {
+                    waiting.discard().await;
+                } else {
+                    // What has come is of no use to anybody, and it is memory.
+                    let ours = Arc::clone(&session);
+                    let _ = blocking(move || ours.ram.punch(0..u32::MAX).map_err(|e| e.to_string())).await;
+                    waiting.give_back().await;
+                }
+                incoming.record.end(if called_off { Outcome::Aborted } else { Outcome::Failed }, why.clone());
+                let _ = speaker.say(&ToSource::Fail(why)).await;
+            }
+        }
+        session.vm.come_back();
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned()))
+}

@@ -1,0 +1,224 @@
+//! The VMM that waits for the guest: what is changed in it, in which order, and how it is left.
+//!
+//! Owns its monitor, its guard and its entry in the journal. What is about to be done is in the guard's orders and in the journal before it is done.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Signal, pidfd_send_signal};
+use tokio::{
+    io::AsyncWriteExt,
+    net::UnixStream,
+    time::{sleep, timeout},
+};
+
+use super::session::Failure;
+use crate::{
+    migrate::{
+        guard::{Guard, Orders, Step},
+        journal::{Decision, Entry, Journal},
+        link::SILENCE,
+        monitor::{Monitor, ignore_shared},
+    },
+    vm::descriptor::ProcessId,
+    watch::process::Process,
+};
+
+/// Longest wait for QEMU to load its device state.
+const LOADING: Duration = Duration::from_secs(30);
+/// How long is tried to get the guest to run.
+const RUNNING: Duration = Duration::from_secs(10);
+/// How long a VMM that is told to end may take.
+const ENDING: Duration = Duration::from_secs(2);
+/// Time between two looks.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What is said when it has ended by itself.
+pub(super) const GONE: &str = "the waiting VM at the destination has ended";
+
+/// See the module.
+pub(super) struct Waiting {
+    name: String,
+    process: Process,
+    monitor: Monitor,
+    guard: Guard,
+    journal: Journal,
+    entry: Entry,
+    /// Our end of what QEMU reads its device state from.
+    device: Option<UnixStream>,
+    loaded: bool,
+}
+
+impl Waiting {
+    /// Begins to change things in it.
+    pub(super) async fn begin(
+        id: &str,
+        name: &str,
+        process: ProcessId,
+        mut monitor: Monitor,
+        journal: Journal,
+    ) -> Result<Self, Failure> {
+        let entry = Entry {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            process: (process.pid, process.start_time),
+            monitor: monitor.path().to_owned(),
+            decision: Decision::Receiving,
+            run: true,
+        };
+        let process = Process::open(process).map_err(|_| GONE.to_owned())?;
+        let orders = Orders {
+            vm: name.to_owned(),
+            steps: vec![Step::with(ignore_shared(false))],
+            ..Orders::default()
+        };
+        let guard = Guard::start(monitor.share().map_err(|error| no_guard(&error))?, &orders)
+            .map_err(|error| no_guard(&error))?;
+        let made = match journal.write(&entry) {
+            Ok(()) => monitor.ignore_shared(true).await.map_err(|error| error.to_string()),
+            Err(error) => Err(no_journal(&error)),
+        };
+        if let Err(why) = made {
+            guard.release();
+            journal.remove(id);
+            return Err(why);
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            process,
+            monitor,
+            guard,
+            journal,
+            entry,
+            device: None,
+            loaded: false,
+        })
+    }
+
+    /// Whether it still lives.
+    pub(super) fn alive(&self) -> bool {
+        self.process.alive()
+    }
+
+    /// Whether device state has been handed in, so that it cannot wait for another guest any more.
+    pub(super) fn has_begun(&self) -> bool {
+        self.device.is_some()
+    }
+
+    /// Lets QEMU begin to read device state.
+    pub(super) async fn begin_device(&mut self) -> Result<(), Failure> {
+        // A QEMU that has begun to read device state cannot wait for another one.
+        self.order(vec![Step::new("quit")])?;
+        self.note(Decision::Loading, true)?;
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|error| error.to_string())?;
+        ours.set_nonblocking(true).map_err(|error| error.to_string())?;
+        self.device = Some(UnixStream::from_std(ours).map_err(|error| error.to_string())?);
+        self.monitor.receive_state(theirs.as_fd()).await.map_err(|error| error.to_string())
+    }
+
+    /// Hands in a piece of device state.
+    pub(super) async fn device(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let device = self.device.as_mut().ok_or("device state comes before it was announced")?;
+        match timeout(SILENCE, device.write_all(bytes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                Err(format!("QEMU does not take its device state ({error}): see its standard error"))
+            }
+            Err(_) => Err("QEMU does not take its device state".to_owned()),
+        }
+    }
+
+    /// That was all. Returns when the device state is loaded and the guest could run.
+    pub(super) async fn end_device(&mut self) -> Result<(), Failure> {
+        let device = self.device.as_mut().ok_or("device state ends before it was announced")?;
+        device.shutdown().await.map_err(|error| error.to_string())?;
+        self.monitor.migration_complete(Instant::now() + LOADING).await?;
+        let state = self.monitor.status().await.map_err(|error| error.to_string())?;
+        if !matches!(state.as_str(), "paused" | "prelaunch" | "suspended" | "shutdown") {
+            return Err(format!("QEMU is {state} after its device state was loaded, not paused"));
+        }
+        self.loaded = true;
+        Ok(())
+    }
+
+    /// Whether the guest could run.
+    pub(super) fn loaded(&self) -> bool {
+        self.loaded
+    }
+
+    /// Lets the guest run, or leaves it paused if it was. It has been decided that nobody else will.
+    ///
+    /// # Errors
+    /// If it does not run and never will: see [`Waiting::discard`].
+    pub(super) async fn run(&mut self, run: bool) -> Result<(), Failure> {
+        // Before anything is done: who comes after, and who asks, must know.
+        self.note(Decision::Committed, run)?;
+        self.order(if run { vec![Step::run()] } else { Vec::new() })?;
+        if !run {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        loop {
+            let told = self.monitor.cont().await;
+            match self.monitor.status().await {
+                Ok(state) if state == "running" => return Ok(()),
+                _ if !self.alive() => return Err(GONE.to_owned()),
+                _ if begun.elapsed() > RUNNING => {
+                    let why = told.err().map_or_else(String::new, |error| format!(": {error}"));
+                    return Err(format!("the guest could not be let run here{why}"));
+                }
+                _ => sleep(PAUSE).await,
+            }
+        }
+    }
+
+    /// The guest is here, and all is well.
+    pub(super) async fn release(mut self) {
+        // QEMU's next migration is not ours to shape.
+        let _ = self.monitor.ignore_shared(false).await;
+        self.guard.release();
+    }
+
+    /// It waits for another guest, as it was found.
+    pub(super) async fn give_back(mut self) {
+        let _ = self.monitor.ignore_shared(false).await;
+        self.guard.release();
+    }
+
+    /// Ends it. When this returns it is certain not to run.
+    pub(super) async fn discard(mut self) {
+        let _ = self.monitor.quit().await;
+        let begun = Instant::now();
+        while self.alive() {
+            if begun.elapsed() > ENDING {
+                tracing::warn!(vm = self.name, "the waiting VMM does not end by itself: it is killed");
+                let _ = pidfd_send_signal(self.process.pidfd(), Signal::KILL);
+                sleep(ENDING).await;
+                break;
+            }
+            sleep(PAUSE).await;
+        }
+        self.guard.release();
+    }
+
+    fn order(&mut self, steps: Vec<Step>) -> Result<(), Failure> {
+        let orders = Orders { vm: self.name.clone(), steps, ..Orders::default() };
+        self.guard.order(&orders).map_err(|error| no_guard(&error))
+    }
+
+    fn note(&mut self, decision: Decision, run: bool) -> Result<(), Failure> {
+        (self.entry.decision, self.entry.run) = (decision, run);
+        self.journal.write(&self.entry).map_err(|error| no_journal(&error))
+    }
+}
+
+fn no_guard(error: &io::Error) -> Failure {
+    format!("there can be no guard for the waiting VM ({error}), and without one nothing is changed in it")
+}
+
+fn no_journal(error: &io::Error) -> Failure {
+    format!("the journal of migrations cannot be written ({error}), and without it nothing is changed")
+}

@@ -1,0 +1,151 @@
+//! The way out of a migration: the guest is handed over, or put back.
+//!
+//! Owns what becomes of the guest, and the guard's orders, which say the same for the case that we die. See [`crate::migrate::resolve`] for why it never
+//! runs twice.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use memdex_wire::{
+    migration::{AtSource, Phase},
+    transfer::{ToDestination, ToSource},
+};
+use tokio::time::{sleep, timeout};
+
+use super::{Outgoing, Stop};
+use crate::migrate::{
+    Shared,
+    guard::{Orders, Step},
+    link::{BEAT, SILENCE},
+    monitor::ignore_shared,
+    qmp::QmpError,
+    resolve::{Verdict, who_runs},
+};
+
+/// How long is tried to let the guest run again.
+const PUT_BACK: Duration = Duration::from_secs(60);
+/// Time between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
+
+impl Outgoing {
+    /// Hands over, or puts the guest back.
+    pub(super) async fn finish(mut self, shared: &Shared, moved: Result<(), Stop>) -> Result<(), Stop> {
+        let handed_over = match moved {
+            Ok(()) => self.hand_over(shared).await,
+            Err(stop) => Err(stop),
+        };
+        match handed_over {
+            Ok(()) => {
+                self.copier.record.blackout_ends();
+                self.gone().await;
+                Ok(())
+            }
+            Err(stop) => {
+                let (Stop::Aborted(why) | Stop::Failed(why)) = &stop;
+                let _ = timeout(BEAT, self.copier.speaker.say(&ToDestination::Abort(why.clone()))).await;
+                match self.put_back().await {
+                    Ok(()) => Err(stop),
+                    Err(trouble) => Err(Stop::Failed(format!("{why}; {trouble}"))),
+                }
+            }
+        }
+    }
+
+    /// See [`super::resolve`]. An error means that the destination will never let the guest run.
+    async fn hand_over(&mut self, shared: &Shared) -> Result<(), Stop> {
+        if self.copier.abort.is_cancelled() {
+            return Err(Stop::Aborted("it was called off".to_owned()));
+        }
+        self.copier.record.enter(Phase::HandingOver);
+        self.orders(true, true)?;
+        let said = self.copier.speaker.say(&ToDestination::HandOver { run: self.running }).await;
+        let heard = match said {
+            Ok(()) => timeout(SILENCE, self.copier.frames.recv()).await,
+            Err(error) => Ok(Some(Err(error))),
+        };
+        if let Ok(Some(Ok(ToSource::Running))) = heard {
+            return Ok(());
+        }
+        let record = Arc::clone(&self.copier.record);
+        record.say("the link broke while the guest was being handed over: asking the destination whether it runs there");
+        tokio::select! {
+            verdict = who_runs(&self.destination, |words| record.say(words)) => match verdict {
+                Verdict::Destination => Ok(()),
+                Verdict::Source => Err(Stop::failed("the destination gave up while the guest was being handed over")),
+            },
+            () = shared.stop.cancelled() => {
+                // The guard has its orders, and more time than we have.
+                self.guard = None;
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// Tells the guard what to do if we die: what we would do.
+    pub(super) fn orders(&mut self, stopped: bool, handed_over: bool) -> Result<(), Stop> {
+        let mut steps = Vec::new();
+        if stopped && self.running {
+            steps.extend([Step::new("migrate_cancel"), Step::run()]);
+        }
+        steps.push(Step::with(ignore_shared(self.ignored_shared)));
+        let gone = match self.request.at_source {
+            AtSource::Quit => vec![Step::new("quit")],
+            AtSource::Pause => Vec::new(),
+        };
+        let ask = handed_over.then(|| self.destination.clone());
+        let orders = Orders { vm: self.vm.name().to_owned(), ask, steps, gone };
+        let guard = self.guard.as_mut().ok_or_else(|| Stop::failed("there is no guard"))?;
+        guard.order(&orders).map_err(|error| Stop::failed(format!("the VM's guard has ended: {error}")))
+    }
+
+    /// The guest runs there.
+    async fn gone(&mut self) {
+        self.vm.set_moved_away();
+        let mut monitor = self.monitor.lock().await;
+        let told = match self.request.at_source {
+            AtSource::Quit => monitor.quit().await,
+            AtSource::Pause => monitor.ignore_shared(self.ignored_shared).await,
+        };
+        if let Err(error) = told {
+            self.copier.record.say(format!("the VMM that is left here: {error}"));
+        }
+        if let Some(guard) = self.guard.take() {
+            guard.release();
+        }
+    }
+
+    /// The guest runs on here, as if nothing had been.
+    async fn put_back(&mut self) -> Result<(), String> {
+        let mut monitor = self.monitor.lock().await;
+        let begun = Instant::now();
+        let mut result = Ok(());
+        if self.stopped && self.running {
+            let _ = monitor.cancel().await;
+            loop {
+                let told = monitor.cont().await;
+                match monitor.status().await {
+                    Ok(state) if state == "running" => break,
+                    Err(error @ QmpError::Lost(_)) => {
+                        result = Err(format!("and the VM has ended: {error}"));
+                        break;
+                    }
+                    _ if begun.elapsed() > PUT_BACK => {
+                        let why = told.err().map_or_else(String::new, |error| error.to_string());
+                        result = Err(format!("and the guest could not be let run again here: {why}"));
+                        break;
+                    }
+                    _ => sleep(PAUSE).await,
+                }
+            }
+            self.copier.record.blackout_ends();
+        }
+        let _ = monitor.ignore_shared(self.ignored_shared).await;
+        if let Some(guard) = self.guard.take() {
+            // If it could not be put back, the guard goes on trying.
+            if result.is_ok() { guard.release() } else { drop(guard) }
+        }
+        result
+    }
+}
