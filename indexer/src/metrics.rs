@@ -117,6 +117,26 @@ figures! {
 }
 
 figures! {
+    /// What migrations have done, both ways, since the daemon started; each is counted when it has ended.
+    MigrationCounters, "memdex_migration_";
+
+    /// Migrations after which the guest runs at the destination.
+    Counter completed = "completed_total";
+    /// Migrations that were called off.
+    Counter aborted = "aborted_total";
+    /// Migrations in which something went wrong.
+    Counter failed = "failed_total";
+    /// Bytes on the wire, both ways.
+    Counter wire_bytes = "wire_bytes_total";
+    /// Pages whose content was sent.
+    Counter pages_sent = "pages_sent_total";
+    /// Pages taken from what the destination held already.
+    Counter pages_matched = "pages_matched_total";
+    /// Microseconds for which guests stood still for a switch-over.
+    Counter blackout_microseconds = "blackout_microseconds_total";
+}
+
+figures! {
     /// What the HTTP interface has done.
     HttpCounters, "memdex_http_";
 
@@ -155,5 +175,6 @@ mod tests {
         };
         VmCounters::descriptions().iter().for_each(|d| check(d.name, d.kind));
         HttpCounters::descriptions().iter().for_each(|d| check(d.name, d.kind));
+        MigrationCounters::descriptions().iter().for_each(|d| check(d.name, d.kind));
     }
 }

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::vm::{PageCounts, Tracking};
+use crate::{
+    migration::{Direction, Phase},
+    vm::{PageCounts, Tracking},
+};
 
 /// Something that happened on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +52,17 @@ pub enum Event {
         generation: u64,
         /// Pages in each state.
         pages: PageCounts,
+    },
+    /// A migration has begun, has reached its next phase, or has ended.
+    MigrationChanged {
+        /// Id of the migration.
+        migration: String,
+        /// Id of the VM on this host.
+        vm: String,
+        /// Which end of it this host is.
+        direction: Direction,
+        /// Where it is.
+        phase: Phase,
     },
     /// A page was found to differ from its fingerprint.
     Mismatch {

@@ -11,13 +11,14 @@ use axum::{
     response::IntoResponse,
 };
 use memdex_wire::{
+    migration::Direction,
     problem::Problem,
     vm::{Tracking, VmInfo},
 };
 
 use super::{ApiState, negotiate::choose, problem::ApiError};
 use crate::{
-    metrics::{Description, HttpCounters, Kind, VmCounters},
+    metrics::{Description, HttpCounters, Kind, MigrationCounters, VmCounters},
     units,
 };
 
@@ -44,6 +45,7 @@ fn render(state: &ApiState) -> String {
     vms(&mut out, state);
     hooks(&mut out, state);
     host(&mut out, state);
+    migrations(&mut out, state);
     set(&mut out, HttpCounters::descriptions(), &[(Vec::new(), &*state.figures)]);
     requests(&mut out, state);
     process(&mut out);
@@ -112,10 +114,25 @@ fn host(out: &mut Text, state: &ApiState) {
             "Places left out of the index because too many pages have the same content.",
             host.index.left_out,
         ),
+        ("memdex_kept_vms", "gauge", "VMs that moved away and left content behind.", host.kept.vms),
+        ("memdex_kept_bytes", "gauge", "Content that VMs which moved away left behind.", host.kept.bytes),
     ] {
         out.family(name, kind, help);
         out.sample(name, &[], value as f64);
     }
+}
+
+fn migrations(out: &mut Text, state: &ApiState) {
+    out.family("memdex_migrations", "gauge", "Migrations under way or ended within the last hour, by phase.");
+    for (direction, phase, count) in state.migrations.phases() {
+        let direction = match direction {
+            Direction::Outgoing => "outgoing",
+            Direction::Incoming => "incoming",
+        };
+        let labels = [("direction", direction), ("phase", phase.name())];
+        out.sample("memdex_migrations", &labels, count as f64);
+    }
+    set(out, MigrationCounters::descriptions(), &[(Vec::new(), state.migrations.figures())]);
 }
 
 fn hooks(out: &mut Text, state: &ApiState) {

@@ -119,6 +119,18 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
+    /// Copies a page that probably has this content, from the first place that says so. The copy is not hashed.
+    pub(crate) fn read_candidate(&self, fingerprint: &Fingerprint, page: &mut Page) -> bool {
+        let mut places = Vec::new();
+        self.index.candidates(fingerprint, &mut places);
+        places.iter().any(|place| {
+            let source = self.registry.by_map(place.map);
+            source.is_some_and(|source| {
+                source.holds(place.page, fingerprint) && source.read(place.page, page).is_some()
+            })
+        })
+    }
+
     /// Copies content from wherever this host has it. The copy is hashed: if this returns true, `page` has that fingerprint.
     pub(crate) fn copy_content(&self, fingerprint: &Fingerprint, page: &mut Page) -> bool {
         let mut places = Vec::new();

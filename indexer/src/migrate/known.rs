@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use memdex_wire::migration::Phase;
+use memdex_wire::migration::{Outcome, Phase};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -16,7 +16,7 @@ use super::{
     MigrationOptions, destination::Incoming, in_flight::InFlight, journal::Journal, pace::HostPace,
     record::Record,
 };
-use crate::{host::Host, peer::Peers};
+use crate::{host::Host, metrics::MigrationCounters, peer::Peers};
 
 /// How long a migration is remembered after its end.
 const REMEMBERED: Duration = Duration::from_secs(3600);
@@ -37,6 +37,7 @@ pub(crate) struct Shared {
     /// Everything is to end.
     pub(crate) stop: CancellationToken,
     all: Mutex<Vec<Known>>,
+    pub(super) figures: MigrationCounters,
     /// What the links to other hosts did lately, in bytes a second.
     rates: Mutex<HashMap<String, u64>>,
     pub(super) tasks: TaskTracker,
@@ -79,6 +80,7 @@ impl Shared {
             places: Arc::new(Semaphore::new(options.at_once.max(1))),
             stop,
             all: Mutex::default(),
+            figures: MigrationCounters::default(),
             rates: Mutex::default(),
             tasks: TaskTracker::new(),
         }
@@ -134,6 +136,20 @@ impl Shared {
             }
             !old
         });
+    }
+
+    /// Counts one that has ended.
+    pub(super) fn count(&self, record: &Record) {
+        let document = record.document();
+        match document.outcome {
+            Some(Outcome::Completed) => self.figures.completed.add(1),
+            Some(Outcome::Aborted) => self.figures.aborted.add(1),
+            _ => self.figures.failed.add(1),
+        }
+        self.figures.wire_bytes.add(document.bytes.wire);
+        self.figures.pages_sent.add(document.pages.sent);
+        self.figures.pages_matched.add(document.pages.matched);
+        self.figures.blackout_microseconds.add((document.blackout_ms * 1e3) as u64);
     }
 
     pub(super) fn remember_rate(&self, to: String, record: &Record) {

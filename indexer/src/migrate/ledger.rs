@@ -14,6 +14,8 @@ use memdex_wire::{
 pub struct Ledger {
     pages: u32,
     chunks: Vec<Chunk>,
+    /// Until a page changes.
+    root: Option<[u8; 32]>,
 }
 
 #[derive(Debug, Default)]
@@ -30,7 +32,7 @@ impl Ledger {
     pub fn new(pages: u32) -> Self {
         let mut chunks = Vec::new();
         chunks.resize_with((pages as usize).div_ceil(DIGEST_PAGES), Chunk::default);
-        Self { pages, chunks }
+        Self { pages, chunks, root: None }
     }
 
     /// Number of pages.
@@ -61,6 +63,7 @@ impl Ledger {
             let contents = chunk.contents.get_or_insert_with(|| Box::new([ZERO; DIGEST_PAGES]));
             contents[page as usize % DIGEST_PAGES] = content;
             chunk.digest = None;
+            self.root = None;
         }
         before
     }
@@ -78,6 +81,9 @@ impl Ledger {
 
     /// The digest over all pages. Only chunks that have changed since the last call are digested again.
     pub fn root(&mut self) -> [u8; 32] {
+        if let Some(root) = self.root {
+            return root;
+        }
         let pages = self.pages as usize;
         let mut zeros = None;
         for (index, chunk) in self.chunks.iter_mut().enumerate() {
@@ -93,7 +99,9 @@ impl Ledger {
                 None => chunk_digest(&vec![ZERO; len]),
             });
         }
-        root(u64::from(self.pages), self.chunks.iter().filter_map(|chunk| chunk.digest.as_ref()))
+        *self
+            .root
+            .insert(root(u64::from(self.pages), self.chunks.iter().filter_map(|chunk| chunk.digest.as_ref())))
     }
 }
 

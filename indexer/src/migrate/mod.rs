@@ -53,6 +53,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     host::{FindError, Host, Vm},
+    metrics::MigrationCounters,
     peer::Peers,
 };
 use known::Known;
@@ -117,7 +118,8 @@ impl Migrations {
             to: request.to.clone(),
             dest_vm: request.dest_vm.clone().unwrap_or_else(|| vm.name().to_owned()),
         };
-        let record = Arc::new(Record::new(new_id(), Direction::Outgoing, Subject::default()));
+        let record = Record::new(new_id(), Direction::Outgoing, Subject::default());
+        let record = Arc::new(record.announced(self.0.host.shared()));
         record.set_subject(subject, u64::from(vm.snapshot().pages()));
         let abort = self.0.stop.child_token();
         let known =
@@ -128,6 +130,7 @@ impl Migrations {
             let to = client.host().to_string();
             source::run(Arc::clone(&shared), vm, client, request, Arc::clone(&ours), abort).await;
             shared.remember_rate(to, &ours);
+            shared.count(&ours);
         });
         Ok(record.document())
     }
@@ -206,6 +209,12 @@ impl Migrations {
         if let Some(Known::Incoming { incoming, .. }) = self.0.find(id) {
             self.0.tasks.spawn(async move { destination::stream(&incoming, io).await });
         }
+    }
+
+    /// What all migrations together have done.
+    #[must_use]
+    pub fn figures(&self) -> &MigrationCounters {
+        &self.0.figures
     }
 
     /// How many are in each phase, for metrics.

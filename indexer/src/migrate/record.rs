@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use memdex_wire::event::Event;
 use memdex_wire::migration::{
     Direction, Migration, MigrationBytes, MigrationLogLine, MigrationPages, MigrationProgress, Outcome, Phase,
 };
@@ -35,6 +36,8 @@ pub struct Record {
     pub sent: AtomicU64,
     /// Rounds.
     pub rounds: AtomicU64,
+    /// Who is told of every phase.
+    host: Option<std::sync::Arc<crate::host::Shared>>,
     state: Mutex<State>,
 }
 
@@ -69,6 +72,7 @@ impl Record {
     #[must_use]
     pub fn new(id: String, direction: Direction, subject: Subject) -> Self {
         Self {
+            host: None,
             id,
             direction,
             began: Instant::now(),
@@ -88,6 +92,20 @@ impl Record {
                 progress: MigrationProgress::default(),
                 log: Vec::new(),
             }),
+        }
+    }
+
+    /// Lets everybody who listens to this host's events know of every phase.
+    #[must_use]
+    pub(crate) fn announced(mut self, host: &std::sync::Arc<crate::host::Shared>) -> Self {
+        self.host = Some(std::sync::Arc::clone(host));
+        self
+    }
+
+    fn announce(&self, vm: String, phase: Phase) {
+        if let Some(host) = &self.host {
+            let (migration, direction) = (self.id.clone(), self.direction);
+            host.announce(Event::MigrationChanged { migration, vm, direction, phase });
         }
     }
 
@@ -128,8 +146,9 @@ impl Record {
             return;
         }
         state.phase = phase;
-        let name = state.subject.name.clone();
+        let (name, vm) = (state.subject.name.clone(), state.subject.vm.clone());
         drop(state);
+        self.announce(vm, phase);
         tracing::info!(migration = self.id, vm = name, phase = phase.name(), direction = ?self.direction, "migration");
     }
 
@@ -193,6 +212,9 @@ impl Record {
         state.progress.throttle_percent = 0;
         state.progress.expected_ms = None;
         state.outcome = Some((outcome, migrate_client::printable(&reason)));
+        let (vm, phase) = (state.subject.vm.clone(), state.phase);
+        drop(state);
+        self.announce(vm, phase);
     }
 
     /// The document.

@@ -62,8 +62,8 @@ pub const PROTOCOL: &str = "memdex-migration/1";
 pub const FRAME_HEADER: usize = 5;
 /// Largest body of a frame.
 pub const MAX_FRAME: usize = 1 << 20;
-/// Most pages in an offer.
-pub const MAX_OFFER: usize = 4096;
+/// Most pages in an offer: few enough that sending begins soon, enough that a round trip is nothing beside them.
+pub const MAX_OFFER: usize = 2048;
 /// Most bytes of device state in a frame.
 pub const MAX_DEVICE_PIECE: usize = 256 << 10;
 

@@ -87,6 +87,11 @@ impl Conversation {
                     if !self.waiting.alive() {
                         return Err(GONE.to_owned());
                     }
+                    if !self.session.has_open_offers() && !self.agreed {
+                        // Between rounds, so that next to nothing is left to digest while the guest stands still.
+                        let session = Arc::clone(&self.session);
+                        blocking(move || Ok(session.root())).await?;
+                    }
                     if self.session.has_deferred() {
                         let session = Arc::clone(&self.session);
                         blocking(move || session.look_again()).await?;

@@ -6,6 +6,7 @@
 
 mod checks;
 mod conversation;
+mod local;
 mod offers;
 mod recover;
 mod session;
@@ -79,7 +80,8 @@ impl Incoming {
 
 /// Serves a control connection to its end.
 pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel>) {
-    let record = Arc::new(Record::new(id, Direction::Incoming, Subject::default()));
+    let record = Record::new(id, Direction::Incoming, Subject::default());
+    let record = Arc::new(record.announced(shared.host.shared()));
     let stop = shared.stop.child_token();
     // The reader outlives `stop`: the last words are still to be heard.
     let reader = CancellationToken::new();
@@ -143,6 +145,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
     let mut conversation = Conversation::new(incoming, session, speaker.clone(), waiting);
     let result = conversation.hold(ready, &mut frames).await;
     conversation.end(result).await;
+    shared.count(&record);
     speaker.close().await;
     // The source closes when it has heard what it has to hear; until then the journal knows.
     let last = async { while let Some(Ok(_)) = frames.recv().await {} };

@@ -102,28 +102,26 @@ impl Session {
     fn match_up(&self, number: u32, pages: &Arc<Vec<(u32, Fingerprint)>>) -> Result<(), Failure> {
         let batch = Batch { pages: Arc::clone(pages), open: 0, complete: false };
         self.state().batches.insert(number, batch);
+        let missing = self.fill_from_here(pages)?;
         let mut need = Vec::new();
-        let mut page = Box::new([0u8; PAGE_SIZE]);
-        for (position, (number_of_page, content)) in pages.iter().enumerate() {
-            if *content == ZERO || self.ledger().get(*number_of_page) == *content {
+        for (position, _, content) in missing {
+            let waiting = Waiting { batch: number, position };
+            if self.joins(&content, waiting) {
                 continue;
             }
-            let waiting = Waiting { batch: number, position: position as u16 };
-            if self.joins(content, waiting) {
-                continue;
-            }
-            if self.fill_from_here(*number_of_page, content, &mut page)? {
-                continue;
-            }
-            let ours = self.in_flight.claim(*content, self.map);
+            let ours = self.in_flight.claim(content, self.map);
             let mut state = self.state();
             state.count(number, 1);
             if ours {
-                state.wanted.entry(*content).or_default().push(waiting);
-                need.push(waiting.position);
+                state.wanted.entry(content).or_default().push(waiting);
+                need.push(position);
             } else {
                 state.deferred.push((Instant::now(), waiting));
             }
+        }
+        {
+            let contents = pages.iter().filter(|(_, content)| *content != ZERO).count();
+            self.record.matched.fetch_add((contents - need.len()) as u64, Relaxed);
         }
         self.opened.notify_waiters();
         if !need.is_empty() {
@@ -139,7 +137,6 @@ impl Session {
         let Some(waits) = state.wanted.get_mut(content) else { return false };
         waits.push(waiting);
         state.count(waiting.batch, 1);
-        self.record.matched.fetch_add(1, Relaxed);
         true
     }
 
@@ -261,7 +258,7 @@ impl Session {
         let mut page = Box::new([0u8; PAGE_SIZE]);
         for (since, waiting) in deferred {
             let Some((number, content)) = self.offered(waiting) else { continue };
-            if self.fill_from_here(number, &content, &mut page)? {
+            if self.fill_one(number, &content, &mut page)? {
                 let done = self.state().uncount(waiting.batch);
                 done.map_or(Ok(()), |batch| self.say(&ToSource::Done { batch }))?;
                 continue;

@@ -3,7 +3,7 @@
 //! Owns what is in place: every byte is hashed before it is written, wherever it came from, and the [ledger](Ledger) says what was written. What is
 //! offered, and what is still awaited, is in [`super::offers`].
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memdex_wire::{
     Fingerprint, PAGE_SIZE,
@@ -158,7 +158,7 @@ impl Session {
     }
 
     /// Copies a page from what this host has, if it has it.
-    pub(super) fn fill_from_here(
+    pub(super) fn fill_one(
         &self,
         page: u32,
         content: &Fingerprint,
@@ -169,7 +169,6 @@ impl Session {
         }
         self.ram.write(page, room.as_slice()).map_err(|error| no_room(&error))?;
         self.put(page, *content);
-        self.record.matched.fetch_add(1, Relaxed);
         Ok(true)
     }
 

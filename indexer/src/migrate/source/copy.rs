@@ -27,7 +27,9 @@ use crate::migrate::{
 };
 
 /// Offers that are open at once: enough to keep a long link busy.
-const WINDOW: usize = 6;
+const WINDOW: usize = 12;
+/// Least pages in an offer, if there are so many.
+const OFFER: usize = 1024;
 
 /// See the module.
 pub(super) struct Copier {
@@ -84,7 +86,9 @@ impl Copier {
     /// contents are sent without waiting to be asked: a round trip less, for what is hardly there already.
     pub(super) async fn tell(&mut self, contents: &[(u32, Fingerprint)], push: bool) -> Result<(), Stop> {
         let mut left = contents.len();
-        for pages in contents.chunks(MAX_OFFER) {
+        // Several offers even of few pages: the destination works on one while the next is on its way.
+        let each = contents.len().div_ceil(4).clamp(OFFER, MAX_OFFER);
+        for pages in contents.chunks(if push { MAX_OFFER } else { each }) {
             while self.open.len() >= WINDOW {
                 self.next_frame(left).await?;
             }

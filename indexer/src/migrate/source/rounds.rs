@@ -123,6 +123,8 @@ impl Rounds {
                 indexed.total > 0 && indexed.done >= indexed.total
             };
             if first_pass_done && needed <= self.downtime {
+                // Now, so that next to nothing is left to digest while the guest stands still.
+                copier.ledger.root();
                 self.end_throttle(copier).await;
                 return Ok(());
             }

@@ -133,6 +133,11 @@ impl Outgoing {
         }
         self.monitor.lock().await.migration_complete(deadline.into_std()).await.map_err(Stop::failed)?;
         speaker.say(&ToDestination::DeviceEnd).await?;
+        // While the destination loads it: QEMU must not have written the guest's memory after it was compared.
+        sync(&self.vm).await?;
+        if !last(&self.vm, &self.copier.ledger).is_ok_and(|left| left.is_empty()) {
+            return Err(Stop::failed("QEMU has changed the guest's memory while it saved its device state"));
+        }
         match self.copier.hear().await? {
             ToSource::DeviceLoaded => Ok(sent),
             _ => Err(out_of_turn()),
