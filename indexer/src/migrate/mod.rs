@@ -44,7 +44,7 @@ pub mod source;
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use memdex_wire::{
-    migration::{Direction, Migration, MigrationPlan, MigrationRequest, Phase},
+    migration::{Direction, Migration, MigrationPlan, MigrationRequest, Outcome, Phase},
     problem::{Code, Problem},
 };
 use migrate_client::Channel;
@@ -128,7 +128,14 @@ impl Migrations {
         let (shared, ours) = (Arc::clone(&self.0), Arc::clone(&record));
         self.0.tasks.spawn(async move {
             let to = client.host().to_string();
-            source::run(Arc::clone(&shared), vm, client, request, Arc::clone(&ours), abort).await;
+            let run = source::run(Arc::clone(&shared), vm, client, request, Arc::clone(&ours), abort);
+            if tokio::spawn(run).await.is_err() {
+                // Its guard has put the guest back, or will.
+                ours.end(
+                    Outcome::Failed,
+                    "memdexd is broken: its log says where; the guard sees to the guest",
+                );
+            }
             shared.remember_rate(to, &ours);
             shared.count(&ours);
         });

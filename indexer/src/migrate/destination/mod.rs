@@ -13,7 +13,10 @@ mod session;
 mod stream;
 mod waiting;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use memdex_wire::{
     migration::{Direction, Outcome, Phase},
@@ -58,7 +61,11 @@ pub(crate) struct Incoming {
     pub(crate) verdict: Verdict,
     pub(crate) stop: CancellationToken,
     session: Mutex<Option<Arc<Session>>>,
+    streams: AtomicUsize,
 }
+
+/// Data connections that one migration may have.
+const MAX_STREAMS: usize = 8;
 
 impl Incoming {
     /// One whose end is known.
@@ -68,6 +75,7 @@ impl Incoming {
             verdict: Verdict::default(),
             stop: CancellationToken::new(),
             session: Mutex::new(None),
+            streams: AtomicUsize::new(0),
         };
         incoming.stop.cancel();
         incoming
@@ -115,6 +123,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
         verdict: Verdict::default(),
         stop: stop.clone(),
         session: Mutex::new(None),
+        streams: AtomicUsize::new(0),
     });
     if let Err(why) = shared.admit_incoming(&incoming, vm.id()) {
         let _ = speaker.say(&ToSource::Fail(why)).await;
@@ -157,6 +166,9 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
 /// Serves a data connection to its end.
 pub(crate) async fn stream(incoming: &Incoming, io: Box<dyn Channel>) {
     let Some(session) = incoming.session() else { return };
+    if incoming.streams.fetch_add(1, Relaxed) >= MAX_STREAMS {
+        return session.fail("the source opens more data connections than was agreed");
+    }
     let io = Counted::new(io, Arc::clone(&incoming.record.wire));
     let runtime = tokio::runtime::Handle::current();
     let _ = tokio::task::spawn_blocking(move || stream::receive(&session, io, &runtime)).await;

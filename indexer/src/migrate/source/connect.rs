@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Stop, switch_over::out_of_turn};
 use crate::{
     host::Vm,
+    map::MapSnapshot,
     migrate::{
         destination,
         link::{self, BEAT, Counted, Frames, LinkError, Speaker},
@@ -25,8 +26,13 @@ use crate::{
 const MAKE_READY: Duration = Duration::from_secs(120);
 
 /// What is going to move.
-pub(super) fn hello(vm: &Vm, request: &MigrationRequest, qemu: String, dry_run: bool) -> Hello {
-    let snapshot = vm.snapshot();
+pub(super) fn hello(
+    vm: &Vm,
+    snapshot: &MapSnapshot,
+    request: &MigrationRequest,
+    qemu: String,
+    dry_run: bool,
+) -> Hello {
     let counts = snapshot.counts();
     Hello {
         name: vm.name().to_owned(),

@@ -21,13 +21,15 @@ use super::{
 };
 use crate::migrate::{
     ledger::Ledger,
-    link::{Frames, LinkError, Speaker},
+    link::{Frames, LinkError, SILENCE, Speaker},
     pace::Pace,
     record::Record,
 };
 
 /// Offers that are open at once: enough to keep a long link busy.
 const WINDOW: usize = 12;
+/// So many times [`SILENCE`] the destination may do nothing.
+const PATIENCE: u32 = 3;
 /// Least pages in an offer, if there are so many.
 const OFFER: usize = 1024;
 
@@ -145,7 +147,7 @@ impl Copier {
 
     /// Waits for what the destination says next, and acts on it.
     async fn next_frame(&mut self, left: usize) -> Result<(), Stop> {
-        match self.hear().await? {
+        match self.hear_in_time().await? {
             ToSource::Need { batch, positions } => self.queue(batch, &positions),
             ToSource::Done { batch } => {
                 let open = self.open.remove(&batch);
@@ -171,6 +173,24 @@ impl Copier {
                 Ok(())
             }
             _ => Err(Stop::failed("the destination says something out of turn")),
+        }
+    }
+
+    /// The next thing the destination says. It has to say something, or take something, now and then: that it lives is not enough.
+    pub(super) async fn hear_in_time(&mut self) -> Result<ToSource, Stop> {
+        let mut idle = 0;
+        loop {
+            let before = self.streams.written.0.load(Relaxed);
+            if let Ok(said) = tokio::time::timeout(SILENCE, self.hear()).await {
+                return said;
+            }
+            idle = if self.streams.written.0.load(Relaxed) == before { idle + 1 } else { 0 };
+            if idle >= PATIENCE {
+                return Err(Stop::failed(format!(
+                    "the destination lives, but has done nothing for {} seconds",
+                    SILENCE.as_secs() * u64::from(PATIENCE)
+                )));
+            }
         }
     }
 

@@ -38,7 +38,7 @@ use super::{
     record::Record,
     resolve::Destination,
 };
-use crate::host::Vm;
+use crate::{host::Vm, map::LayoutRegion};
 use connect::{connect, hello, introduce, keep_alive};
 use copy::Copier;
 pub(crate) use plan::plan;
@@ -93,7 +93,9 @@ pub(super) struct Outgoing {
     copier: Copier,
     guard: Option<Guard>,
     destination: Destination,
-    /// The guest ran when this began.
+    /// Guest memory as it was when this began.
+    regions: Vec<LayoutRegion>,
+    /// The guest runs, and is to run there.
     running: bool,
     /// QEMU had shared memory switched out of its migration before.
     ignored_shared: bool,
@@ -138,7 +140,11 @@ async fn migrate(
         return Err(Stop::failed("the VM's monitor is gone"));
     };
     record.enter(Phase::Connecting);
-    let hello = hello(vm, &request, version.to_string(), false);
+    // One look for all: pages are numbered as in this layout from here to the end.
+    let snapshot = vm.snapshot();
+    let (regions, pages) = (snapshot.layout().regions().to_vec(), snapshot.pages());
+    let hello = hello(vm, &snapshot, &request, version.to_string(), false);
+    drop(snapshot);
     let pace = Arc::new(shared.pace.join(request.max_bandwidth));
     let streams_stop = CancellationToken::new();
     let _streams = streams_stop.clone().drop_guard();
@@ -172,13 +178,14 @@ async fn migrate(
         stop: streams_stop,
     });
     let mut outgoing = Outgoing {
+        regions,
         vm: Arc::clone(vm),
         monitor: Arc::new(Mutex::new(monitor)),
         copier: Copier::new(copy::Parts {
             record: Arc::clone(record),
             speaker,
             frames,
-            pages: vm.snapshot().pages(),
+            pages,
             streams: Arc::clone(&streams),
             pace,
             jobs,
@@ -225,6 +232,7 @@ impl Outgoing {
             on_no_converge: self.request.on_no_converge,
             throttle: None,
             throttled: 0,
+            regions: self.regions.clone(),
         };
         let copied = rounds.run(&mut self.copier).await;
         rounds.end_throttle(&self.copier).await;

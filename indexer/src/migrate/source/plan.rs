@@ -108,7 +108,7 @@ async fn ask(
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let record = Record::new(new_id(), memdex_wire::migration::Direction::Outgoing, Subject::default());
-    let hello = hello(vm, request, version, true);
+    let hello = hello(vm, &vm.snapshot(), request, version, true);
     let asked = async {
         let (speaker, mut frames) = connect(client, &record, &stop).await?;
         introduce(&speaker, &mut frames, &hello, &stop).await

@@ -15,7 +15,7 @@ use tokio::{sync::Mutex, time::sleep};
 use super::{Stop, copy::Copier, switch_over::out_of_turn, throttle::Throttle};
 use crate::{
     host::Vm,
-    map::MapSnapshot,
+    map::{LayoutRegion, MapSnapshot},
     migrate::{ledger::Ledger, monitor::Monitor},
     units::bytes,
 };
@@ -45,6 +45,8 @@ pub(super) struct Rounds {
     pub(super) on_no_converge: OnNoConverge,
     pub(super) throttle: Option<Throttle>,
     pub(super) throttled: usize,
+    /// Guest memory as it was when the ledger was made.
+    pub(super) regions: Vec<LayoutRegion>,
 }
 
 /// What is left to do.
@@ -64,7 +66,9 @@ impl Rest {
 /// Compares what the map says with what the destination has.
 fn rest(snapshot: &MapSnapshot, ledger: &Ledger) -> Rest {
     let mut rest = Rest { differing: Vec::new(), stale: 0 };
-    for (page, view) in snapshot.views(0..snapshot.pages()) {
+    // Should there be more pages all of a sudden, that is noticed elsewhere.
+    rest.stale += u64::from(snapshot.pages().abs_diff(ledger.pages()));
+    for (page, view) in snapshot.views(0..ledger.pages()) {
         let content = match view.state {
             PageState::Stale => {
                 rest.stale += 1;
@@ -100,6 +104,11 @@ impl Rounds {
             }
             if self.vm.stopped().is_some() {
                 return Err(Stop::failed("the VM has ended"));
+            }
+            if self.vm.snapshot().layout().regions() != self.regions {
+                return Err(Stop::failed(
+                    "memory was plugged in or out during the migration: start it again",
+                ));
             }
             // Calls it off, and notices an end of the link, even if there is nothing to tell.
             copier.idle(if before.differing.len() < 64 { PAUSE } else { Duration::ZERO }).await?;

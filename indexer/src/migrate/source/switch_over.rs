@@ -38,6 +38,16 @@ impl Outgoing {
     pub(super) async fn switch_over(&mut self) -> Result<(), Stop> {
         let record = std::sync::Arc::clone(&self.copier.record);
         record.enter(Phase::Stopping);
+        // Somebody may have paused or resumed it since.
+        self.running = match self.monitor.lock().await.status().await?.as_str() {
+            "running" => true,
+            "paused" => false,
+            other => {
+                return Err(Stop::failed(format!(
+                    "the VM is {other} now: only one that runs or is paused can be moved"
+                )));
+            }
+        };
         self.orders(true, false)?;
         record.blackout_begins();
         let began = Instant::now();
@@ -74,7 +84,7 @@ impl Outgoing {
         record.enter(Phase::Comparing);
         let ours = self.copier.ledger.root();
         self.copier.speaker.say(&ToDestination::Digest(ours)).await?;
-        match self.copier.hear().await? {
+        match self.copier.hear_in_time().await? {
             ToSource::Digest(theirs) if theirs == ours => {}
             ToSource::Digest(_) => {
                 return Err(Stop::failed(
@@ -104,7 +114,7 @@ impl Outgoing {
     async fn device_state(&mut self) -> Result<u64, Stop> {
         let speaker = self.copier.speaker.clone();
         speaker.say(&ToDestination::PrepareDevice).await?;
-        if self.copier.hear().await? != ToSource::DeviceReady {
+        if self.copier.hear_in_time().await? != ToSource::DeviceReady {
             return Err(out_of_turn());
         }
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(Stop::failed)?;
@@ -138,7 +148,7 @@ impl Outgoing {
         if !last(&self.vm, &self.copier.ledger).is_ok_and(|left| left.is_empty()) {
             return Err(Stop::failed("QEMU has changed the guest's memory while it saved its device state"));
         }
-        match self.copier.hear().await? {
+        match self.copier.hear_in_time().await? {
             ToSource::DeviceLoaded => Ok(sent),
             _ => Err(out_of_turn()),
         }
