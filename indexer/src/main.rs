@@ -107,7 +107,7 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
     let migrations =
         Migrations::new(host.clone(), Arc::clone(&peers), &migration_options(&config), stop.clone());
     // Before anybody can ask: who asks about a migration must get the answer that was decided.
-    migrations.recover().await;
+    migrations.recover();
     let state = ApiState::new(host.clone(), peers, migrations.clone(), token, stop.clone());
     let counters = state.figures();
     let (app, _) = api::router(state);

@@ -5,10 +5,11 @@
 //!
 //! # The level
 //!
-//! A connection compresses and sends by turns, so a byte of memory costs `compress(level) + ratio(level) · link` seconds, where `link`
-//! is what a byte on the wire was seen to take: caps, the network, and a destination that cannot keep up all show there. What has been measured is
-//! used, what has not been is scaled from its neighbour by what is typical of zstd. The level that costs least is taken, if it is better by
-//! a tenth; on a link faster than zstd that is none at all.
+//! A connection compresses and sends by turns, so a byte of memory costs `compress(level) + ratio(level) · link` seconds, where `link` is what a
+//! byte on the wire takes: the worst that was seen lately (a link that is not full looks faster than it is), and never less than the cap allows. What has
+//! been measured is used, what has not been is scaled from its neighbour by what is typical of zstd. The level that costs least is taken, if it is
+//! better by a tenth. On a link faster than zstd that would be none at all; but fewer bytes are worth [`WORTH`] to everybody else on it, so it is none
+//! only if that saves more time.
 
 use std::{io, time::Duration};
 
@@ -22,6 +23,10 @@ use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Oper
 const WINDOW: u32 = 23;
 /// Blocks between two choices of the level.
 const CHOOSE: u32 = 8;
+/// Time that fewer bytes on the wire may cost, over all that is still to be sent.
+const WORTH: Duration = Duration::from_millis(250);
+/// How much of the worst a link was seen to take is remembered from block to block.
+const MEMORY: f64 = 0.99;
 /// Weight of the latest block in what is remembered.
 const WEIGHT: f64 = 0.2;
 /// A level is given up for one that costs less than this part of it.
@@ -54,8 +59,11 @@ pub struct Compressor {
     /// Seconds a byte of memory takes to compress, and bytes that become of it, as if at level 1.
     compress: Option<f64>,
     ratio: Option<f64>,
-    /// Seconds a byte takes on the wire.
+    /// Seconds a byte took on the wire of late, and at the worst.
+    lately: Option<f64>,
     link: Option<f64>,
+    /// Bytes of memory still to be sent.
+    left: u64,
 }
 
 fn blend(old: Option<f64>, new: f64) -> Option<f64> {
@@ -64,7 +72,16 @@ fn blend(old: Option<f64>, new: f64) -> Option<f64> {
 
 impl Default for Compressor {
     fn default() -> Self {
-        Self { level: FIRST, encoder: None, blocks: 0, compress: None, ratio: None, link: None }
+        Self {
+            level: FIRST,
+            encoder: None,
+            blocks: 0,
+            compress: None,
+            ratio: None,
+            lately: None,
+            link: None,
+            left: 0,
+        }
     }
 }
 
@@ -110,9 +127,14 @@ impl Compressor {
         Ok(codec)
     }
 
-    /// Says how long it took to get `bytes` onto the wire.
-    pub fn sent(&mut self, bytes: usize, took: Duration) {
-        self.link = blend(self.link, took.as_secs_f64() / bytes.max(1) as f64);
+    /// Says how long it took to get `bytes` onto the wire. By a cap it takes at least `least` seconds a byte; `left` bytes of memory
+    /// are still to be sent by this connection, as far as that is known.
+    pub fn sent(&mut self, bytes: usize, took: Duration, least: f64, left: u64) {
+        let seen = took.as_secs_f64() / bytes.max(1) as f64;
+        self.lately = blend(self.lately, seen);
+        let lately = self.lately.unwrap_or(seen).max(least);
+        self.link = Some(self.link.map_or(lately, |worst| lately.max(worst * MEMORY)));
+        self.left = left;
     }
 
     fn choose(&mut self) {
@@ -130,6 +152,10 @@ impl Compressor {
         };
         let best = (0..LEVELS.len()).min_by(|a, b| cost(&LEVELS[*a]).total_cmp(&cost(&LEVELS[*b])));
         let best = best.unwrap_or(self.level);
+        let saved = (cost(&LEVELS[self.level]) - cost(&LEVELS[best])) * self.left as f64;
+        if LEVELS[best].zstd == 0 && saved < WORTH.as_secs_f64() {
+            return;
+        }
         if best != self.level && cost(&LEVELS[best]) < BETTER * cost(&LEVELS[self.level]) {
             self.level = best;
             // Another level is another stream.
@@ -230,17 +256,20 @@ mod tests {
 
     #[test]
     fn a_slow_link_is_worth_more_work_and_a_fast_one_none() {
-        let settle = |per_byte: f64| {
+        let settle = |per_byte: f64, least: f64, left: u64| {
             let mut compressor =
                 Compressor { compress: Some(2e-9), ratio: Some(0.4), ..Compressor::default() };
-            compressor.sent(1, Duration::from_secs_f64(per_byte));
             for _ in 0..CHOOSE * 4 {
+                compressor.sent(1 << 20, Duration::from_secs_f64(per_byte * f64::from(1 << 20)), least, left);
                 compressor.choose();
             }
             compressor.level()
         };
-        assert_eq!(settle(1e-10), 0);
-        assert!(settle(1e-6) >= 3);
+        assert_eq!(settle(1e-10, 0.0, 1 << 30), 0);
+        assert!(settle(1e-6, 0.0, 1 << 30) >= 3);
+        // A cap counts although nobody has waited for it yet, and little is not worth sending more for.
+        assert_eq!(settle(1e-10, 1.6e-8, 1 << 30), 1);
+        assert_eq!(settle(1e-10, 0.0, 50 << 20), 1);
     }
 
     proptest! {

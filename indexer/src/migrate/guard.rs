@@ -175,6 +175,8 @@ pub fn main() -> ExitCode {
 }
 
 async fn stand() -> io::Result<()> {
+    // It needs next to nothing, and when memory is short a guest's way back is the last thing to be given up. It may not be allowed to.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     // Handlers that do nothing; they go with the process.
     let _deaf = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
         .into_iter()

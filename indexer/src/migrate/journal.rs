@@ -22,6 +22,10 @@ pub enum Decision {
     Loading,
     /// The guest is to run here, and nowhere else.
     Committed,
+    /// It is over: the guest is here. Kept until the source has heard of it.
+    Completed,
+    /// It is over: the guest is not here and never will be. Kept until the source has heard of it.
+    GivenUp,
 }
 
 /// An entry of the journal.
@@ -81,6 +85,12 @@ impl Journal {
     pub fn remove(&self, id: &str) {
         let _ = fs::remove_file(self.path(id));
         let _ = fs::remove_dir(&self.folder);
+    }
+
+    /// Whether there is an entry.
+    #[must_use]
+    pub fn has(&self, id: &str) -> bool {
+        self.path(id).exists()
     }
 
     /// All entries. What cannot be read is said in the log and left alone.

@@ -20,6 +20,8 @@ use crate::{host::Host, metrics::MigrationCounters, peer::Peers};
 
 /// How long a migration is remembered after its end.
 const REMEMBERED: Duration = Duration::from_secs(3600);
+/// How long one is remembered whose source has not heard how it ended.
+const OWED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Ended migrations that are remembered at most.
 const MOST_ENDED: usize = 200;
 /// Migrations that may wait or be under way at once; more are refused.
@@ -104,8 +106,13 @@ impl Shared {
         if let Some(other) = all.iter().find(|known| known.is_about(vm)) {
             return Err(format!("the VM {vm} is on its way already, see migration {}", other.record().id()));
         }
-        if all.iter().any(|known| known.record().id() == new.record().id()) {
-            return Err("there is a migration of this id already".to_owned());
+        if let Some(other) = all.iter().find(|known| known.record().id() == new.record().id()) {
+            return Err(match other {
+                Known::Outgoing { .. } => {
+                    "source and destination are the same host: a VM is moved to another one".to_owned()
+                }
+                Known::Incoming { .. } => "there is a migration of this id already".to_owned(),
+            });
         }
         if all.iter().filter(|known| known.record().ended().is_none()).count() >= MOST {
             return Err(format!("{MOST} migrations are under way or waiting already: try again later"));
@@ -131,10 +138,12 @@ impl Shared {
             let too_many = most > 0;
             most = most.saturating_sub(1);
             let old = at.elapsed() > REMEMBERED || too_many;
-            if old {
+            // A source that has not heard how it ended may still come and ask.
+            let owed = at.elapsed() < OWED && self.journal.has(known.record().id());
+            if old && !owed {
                 self.journal.remove(known.record().id());
             }
-            !old
+            !old || owed
         });
     }
 

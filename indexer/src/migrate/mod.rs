@@ -22,10 +22,11 @@
 //! | [`journal`] | what a destination has decided, for the daemon after it |
 //! | [`ledger`] | what each page holds over there, and the digest of all |
 //! | [`link`], [`codec`], [`pace`] | connections, compression, bandwidth |
-//! | [`monitor`], [`qmp`] | QEMU |
+//! | [`monitor`], [`qmp`], `backends` | QEMU |
 //! | [`in_flight`] | contents that several moving VMs have in common |
 //! | [`record`], [`known`] | what the world is told |
 
+mod backends;
 pub mod codec;
 pub mod destination;
 pub mod guard;
@@ -102,8 +103,8 @@ impl Migrations {
     }
 
     /// Finishes what a daemon before this one had decided. Call it before anybody can ask.
-    pub async fn recover(&self) {
-        destination::recover(&self.0).await;
+    pub fn recover(&self) {
+        destination::recover(&self.0);
     }
 
     /// Begins an outgoing migration.

@@ -11,7 +11,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::qmp::{Qmp, QmpError};
+use super::{
+    guard::Step,
+    qmp::{Qmp, QmpError},
+};
 use crate::vm::{
     descriptor::ProcessId,
     monitors::{as_seen_by, qmp_sockets},
@@ -21,6 +24,10 @@ use crate::vm::{
 const LOOK: Duration = Duration::from_millis(2);
 /// Name under which QEMU keeps the descriptor that carries its device state.
 const DESCRIPTOR: &str = "memdex";
+/// Capability: memory in shared files is left out.
+const IGNORE_SHARED: &str = "x-ignore-shared";
+/// Capability: a destination locks its disks only when the guest is let run.
+const LATE_ACTIVATE: &str = "late-block-activate";
 
 /// QEMU's version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +65,7 @@ impl Monitor {
         };
         let mut last = "its command line names no QMP socket: start it with -qmp unix:PATH,server=on,wait=off, or name the socket with --qmp (at the destination --dest-qmp)".to_owned();
         for path in sockets {
-            match Qmp::connect(&path).await {
+            match Qmp::connect(&path, process.pid).await {
                 Ok(qmp) => return Ok(Self { qmp, path }),
                 Err(error) => last = format!("{}: {error}", path.display()),
             }
@@ -70,8 +77,9 @@ impl Monitor {
     ///
     /// # Errors
     /// A sentence that says what to do.
-    pub async fn open_at(path: &Path) -> Result<Self, String> {
-        let qmp = Qmp::connect(path).await.map_err(|error| format!("{}: {error}", path.display()))?;
+    pub async fn open_at(path: &Path, process: ProcessId) -> Result<Self, String> {
+        let qmp =
+            Qmp::connect(path, process.pid).await.map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Self { qmp, path: path.to_owned() })
     }
 
@@ -109,13 +117,6 @@ impl Monitor {
         Ok(migrate_client::printable(answer["status"].as_str().unwrap_or("unknown")))
     }
 
-    /// The memory backends that are not shared, by id.
-    pub async fn private_memory(&mut self) -> Result<Vec<String>, QmpError> {
-        let answer = self.tell("query-memdev", json!({})).await?;
-        let private = answer.as_array().into_iter().flatten().filter(|device| device["share"] != true);
-        Ok(private.map(|device| migrate_client::printable(device["id"].as_str().unwrap_or("?"))).collect())
-    }
-
     /// Lets the guest run.
     pub async fn cont(&mut self) -> Result<(), QmpError> {
         self.tell("cont", json!({})).await.map(drop)
@@ -142,6 +143,73 @@ impl Monitor {
     pub async fn ignore_shared(&mut self, on: bool) -> Result<(), QmpError> {
         let (command, arguments) = ignore_shared(on);
         self.tell(command, arguments).await.map(drop)
+    }
+
+    /// What a destination sets: shared memory is left out, and disks are locked only when the guest is let run, so that until then
+    /// the source can go back to them.
+    pub async fn set_up_destination(&mut self) -> Result<(), QmpError> {
+        self.ignore_shared(true).await?;
+        // Nice to have: without it a source that goes back waits for our end.
+        let _ = self.set(LATE_ACTIVATE, true).await;
+        // A guest that was told to stop before it has come does not begin to run by itself when it has.
+        self.stop().await
+    }
+
+    /// What takes back the settings that a migration changes here, as they are now.
+    pub async fn settings_to_undo(&mut self) -> Result<Vec<Step>, QmpError> {
+        let mut undo = Vec::new();
+        for name in [IGNORE_SHARED, LATE_ACTIVATE] {
+            if let Some(state) = self.capability(name).await? {
+                undo.push(Step::with(capability(name, state)));
+            }
+        }
+        Ok(undo)
+    }
+
+    /// Does what a guard would do.
+    pub async fn tell_step(&mut self, step: &Step) -> Result<(), QmpError> {
+        self.tell(&step.command, step.arguments.clone()).await.map(drop)
+    }
+
+    async fn set(&mut self, name: &str, on: bool) -> Result<(), QmpError> {
+        let (command, arguments) = capability(name, on);
+        self.tell(command, arguments).await.map(drop)
+    }
+
+    /// Memory backends by id: their QOM type and, for files, where they are.
+    pub async fn memory_backends(&mut self) -> Result<Vec<MemoryBackend>, QmpError> {
+        let answer = self.tell("query-memdev", json!({})).await?;
+        let mut all = Vec::new();
+        for device in answer.as_array().into_iter().flatten() {
+            let id = device["id"].as_str().unwrap_or_default().to_owned();
+            let path = format!("/objects/{id}");
+            let kind = self.tell("qom-get", json!({"path": path, "property": "type"})).await;
+            let file = self.tell("qom-get", json!({"path": path, "property": "mem-path"})).await;
+            let text = |value: Result<Value, QmpError>| {
+                value.ok().and_then(|value| Some(value.as_str()?.to_owned()))
+            };
+            all.push(MemoryBackend {
+                share: device["share"] == true,
+                kind: text(kind).unwrap_or_default(),
+                file: text(file).map(PathBuf::from),
+                id: migrate_client::printable(&id),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Bytes of guest memory, as QEMU counts them.
+    pub async fn memory_bytes(&mut self) -> Result<u64, QmpError> {
+        let answer = self.tell("query-memory-size-summary", json!({})).await?;
+        let part = |name: &str| answer[name].as_u64().unwrap_or(0);
+        Ok(part("base-memory") + part("plugged-memory"))
+    }
+
+    /// Why QEMU says that it cannot migrate; empty if it can.
+    pub async fn blockers(&mut self) -> Result<Vec<String>, QmpError> {
+        let answer = self.tell("query-migrate", json!({})).await?;
+        let reasons = answer["blocked-reasons"].as_array().into_iter().flatten();
+        Ok(reasons.filter_map(Value::as_str).map(migrate_client::printable).collect())
     }
 
     /// Where QEMU's own migration is, and its words if it has failed; an empty state if there was none.
@@ -194,5 +262,22 @@ impl Monitor {
 /// The command that switches shared memory out of QEMU's own migration, or in again.
 #[must_use]
 pub fn ignore_shared(on: bool) -> (&'static str, Value) {
-    ("migrate-set-capabilities", json!({"capabilities": [{"capability": "x-ignore-shared", "state": on}]}))
+    capability(IGNORE_SHARED, on)
+}
+
+fn capability(name: &str, on: bool) -> (&'static str, Value) {
+    ("migrate-set-capabilities", json!({"capabilities": [{"capability": name, "state": on}]}))
+}
+
+/// A piece of guest memory as QEMU's object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryBackend {
+    /// Its id.
+    pub id: String,
+    /// Its QOM type, such as `memory-backend-file`.
+    pub kind: String,
+    /// Its file, if it has one.
+    pub file: Option<PathBuf>,
+    /// Whether it is mapped shared.
+    pub share: bool,
 }

@@ -40,6 +40,14 @@ pub enum QmpError {
         "the QMP socket is in use by another client, or is none: give the VM one of its own for memdex (-qmp unix:PATH,server=on,wait=off)"
     )]
     InUse,
+    /// Another process listens there.
+    #[error("the QMP socket belongs to process {found}, not to the VM's process {wanted}: name the VM's own")]
+    Stranger {
+        /// Whose it is.
+        found: i32,
+        /// Whose it should be.
+        wanted: u32,
+    },
     /// QEMU says no.
     #[error("QEMU refuses {command}: {why}")]
     Refused {
@@ -64,12 +72,17 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Connects to the socket at `path`, which may lie behind a link of `/proc`.
+    /// Connects to the socket at `path`, which may lie behind a link of `/proc`, and is to be that of process `pid`.
     ///
     /// # Errors
-    /// [`QmpError::Connect`], or [`QmpError::InUse`] if nothing greets.
-    pub async fn connect(path: &Path) -> Result<Self, QmpError> {
+    /// [`QmpError::Connect`], [`QmpError::Stranger`], or [`QmpError::InUse`] if nothing greets.
+    pub async fn connect(path: &Path, pid: u32) -> Result<Self, QmpError> {
         let stream = connect(path).await.map_err(QmpError::Connect)?;
+        // Whoever made the socket listen. A path may be used again by the next QEMU while the last one still lives.
+        let owner = stream.peer_cred().map_err(QmpError::Connect)?.pid();
+        if let Some(found) = owner.filter(|found| u32::try_from(*found) != Ok(pid)) {
+            return Err(QmpError::Stranger { found, wanted: pid });
+        }
         let mut qmp = Self { stream: BufReader::new(stream), next_id: 0 };
         match timeout(GREETING, qmp.line()).await {
             Ok(Ok(greeting)) if greeting.get("QMP").is_some() => {}

@@ -131,11 +131,15 @@ fn writes_by_dma(name: &[u8]) -> bool {
         b"/dev/vfio/",
         b"/dev/iommu",
         b"/dev/vhost-vdpa",
+        b"/dev/vhost-scsi",
         b"/dev/infiniband/",
         b"anon_inode:[vfio",
         b"anon_inode:[iommufd",
     ];
-    DEVICES.iter().any(|device| name.starts_with(device))
+    // SCSI generic: disks passed through answer into guest memory. Not /dev/sgx…
+    let generic =
+        name.strip_prefix(b"/dev/sg").is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit));
+    generic || DEVICES.iter().any(|device| name.starts_with(device))
 }
 
 /// Whether the descriptor is a file or disk opened with `O_DIRECT`.
@@ -197,11 +201,13 @@ mod tests {
             "/dev/vfio/devices/vfio0",
             "/dev/iommu",
             "/dev/vhost-vdpa-0",
+            "/dev/vhost-scsi",
+            "/dev/sg3",
             "anon_inode:[vfio-device]",
         ] {
             assert!(writes_by_dma(name.as_bytes()), "{name}");
         }
-        for name in ["/dev/vhost-net", "/dev/kvm", "/home/x/dev/vfio/1", "socket:[1]"] {
+        for name in ["/dev/vhost-net", "/dev/sgx_vepc", "/dev/kvm", "/home/x/dev/vfio/1", "socket:[1]"] {
             assert!(!writes_by_dma(name.as_bytes()), "{name}");
         }
     }

@@ -106,8 +106,12 @@ fn writable_files(process: &Process, buffer: &mut Vec<u8>) -> HashSet<FileKey> {
     if read.is_err() {
         return HashSet::new();
     }
-    buffer
-        .split(|&byte| byte == b'\n')
+    writable(buffer).collect()
+}
+
+/// The files of the writable shared mappings in a `/proc/PID/maps`.
+fn writable(text: &[u8]) -> impl Iterator<Item = FileKey> + '_ {
+    text.split(|&byte| byte == b'\n')
         // Most lines are private; a cheap test before parsing.
         .filter(|line| {
             line.iter().position(|&byte| byte == b' ').is_some_and(|at| {
@@ -117,5 +121,24 @@ fn writable_files(process: &Process, buffer: &mut Vec<u8>) -> HashSet<FileKey> {
         .filter_map(maps::parse_line)
         .filter(|vma| vma.access.write && vma.access.shared)
         .map(|vma| vma.file)
+}
+
+/// Processes other than `vmm` and ourselves that map one of `files` (device and inode) writable right now, with their names. Looks
+/// through every mapping of the host: for once, not for every sweep.
+pub(crate) fn writable_mappers(files: &HashSet<(u64, u64)>, vmm: u32) -> Vec<(u32, String)> {
+    let own = std::process::id();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mut buffer = Vec::new();
+    pids.filter(|pid| *pid != own && *pid != vmm)
+        .filter(|pid| {
+            let read =
+                ProcessDir::open(*pid).and_then(|dir| dir.read("maps", MAX_MAPS, &mut buffer).map(drop));
+            read.is_ok() && writable(&buffer).any(|file| files.contains(&(file.device, file.inode)))
+        })
+        .map(|pid| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            (pid, migrate_client::printable(name.trim()))
+        })
         .collect()
 }

@@ -34,4 +34,5 @@ mod watched;
 
 pub use discovery::Discovery;
 pub use filter::NameFilter;
+pub(crate) use foreign::writable_mappers;
 pub use kvm::KvmVm;

@@ -14,12 +14,24 @@ use super::{cmdline, descriptor::ProcessId, options::Properties};
 /// system than we do, and take relative paths from its own working folder.
 #[must_use]
 pub fn qmp_sockets(process: ProcessId) -> Vec<PathBuf> {
+    named(&command_line(process)).into_iter().map(|path| as_seen_by(process, &path)).collect()
+}
+
+/// Whether a process was told to start its guest paused (`-S`).
+#[must_use]
+pub fn starts_paused(process: ProcessId) -> bool {
+    let text = command_line(process);
+    cmdline::words(&text).any(|(option, _)| option == "S")
+}
+
+fn command_line(process: ProcessId) -> Vec<u8> {
     let mut text = Vec::new();
     let file = fs::File::open(format!("/proc/{}/cmdline", process.pid));
-    if file.and_then(|file| file.take(cmdline::LIMIT as u64).read_to_end(&mut text)).is_err() {
-        return Vec::new();
+    let read = file.and_then(|file| file.take(cmdline::LIMIT as u64).read_to_end(&mut text));
+    if read.is_err() {
+        text.clear();
     }
-    named(&text).into_iter().map(|path| as_seen_by(process, &path)).collect()
+    text
 }
 
 /// A path as the process sees it, to be opened from here.

@@ -23,6 +23,7 @@
 //! | 7 | `hand_over` | source | `u8` 1 if the guest is to run, 0 if it was paused |
 //! | 8 | `abort` | source | UTF-8, why |
 //! | 9 | `ping` | source | – |
+//! | 10 | `goodbye` | source | –: it knows how it ended |
 //! | 65 | `ready` | destination | JSON, [`Ready`] |
 //! | 66 | `need` | destination | `u32` batch · n × `u16` position in the batch: send these |
 //! | 67 | `done` | destination | `u32` batch: every page of it is in place, but for those withdrawn |
@@ -79,6 +80,9 @@ pub struct Hello {
     pub dest_qmp: Option<String>,
     /// Pages in each region of guest memory, in order.
     pub regions: Vec<u64>,
+    /// QEMU's ids of the memory backends behind them, if there is more than one: sizes alone do not tell which is which.
+    #[serde(default)]
+    pub backends: Vec<String>,
     /// Pages that hold something at the source, as far as that is known.
     pub populated: u64,
     /// Version of the source's QEMU, as `8.1.0`.

@@ -1,6 +1,6 @@
 //! What is looked at at the destination before anything moves. Owns the sentences; changes nothing.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 use memdex_wire::{bulk::KeyId, migration::MigrationCheck, transfer::Hello};
 
@@ -8,8 +8,15 @@ use crate::{
     host::{Host, Vm},
     map::Layout,
     memory::Ram,
-    migrate::monitor::{Monitor, Version},
+    migrate::{
+        backends::Backends,
+        monitor::{Monitor, Version},
+    },
     units::bytes,
+    vm::{
+        descriptor::{Backing, ProcessId, Region},
+        writable_mappers,
+    },
 };
 
 /// What was found.
@@ -68,10 +75,9 @@ pub(super) async fn look(host: &Host, hello: &Hello) -> Found {
     let ours: Vec<u64> = found.layout.regions().iter().map(|region| u64::from(region.pages)).collect();
     found.checks.push(check("layout", layout(&hello.regions, &ours)));
     let ram = Ram::open(descriptor.process, &descriptor.regions, &found.layout);
-    found.checks.push(check(
-        "destination_memory",
-        ram.as_ref().map_err(Clone::clone).and_then(|ram| room(ram, hello)),
-    ));
+    let alone = exclusive(descriptor.process, &descriptor.regions);
+    let room = ram.as_ref().map_err(Clone::clone).and_then(|ram| room(ram, hello));
+    found.checks.push(check("destination_memory", alone.and(room)));
     found.ram = ram.ok();
     match Monitor::open(descriptor.process, hello.dest_qmp.as_deref().map(Path::new)).await {
         Ok(mut monitor) => {
@@ -79,6 +85,8 @@ pub(super) async fn look(host: &Host, hello: &Hello) -> Found {
             match monitor.version().await {
                 Ok(version) => {
                     found.version = Some(version);
+                    let memory = memory(&mut monitor, version, &descriptor.regions, &hello.backends).await;
+                    found.checks.push(check("destination_backends", memory));
                     let words = format!("QEMU {version} at {}", monitor.path().display());
                     found.checks.push(check("destination_monitor", Ok::<_, String>(words)));
                 }
@@ -111,6 +119,48 @@ fn layout(theirs: &[u64], ours: &[u64]) -> Result<String, String> {
     }
 }
 
+/// QEMU there has to leave the same memory to us.
+async fn memory(
+    monitor: &mut Monitor,
+    version: Version,
+    regions: &[Region],
+    theirs: &[String],
+) -> Result<String, String> {
+    let backends = Backends::look(monitor).await?;
+    backends.check(version, regions).map_err(|why| format!("at the destination: {why}"))?;
+    let ours = backends.ids(regions).map_err(|why| format!("at the destination: {why}"))?;
+    if ours != theirs {
+        return Err(format!(
+            "the VM's memory is made of the backends {} here and {} there, in this order: start the waiting one with the same -object and -device options, in the same order",
+            theirs.join(", "),
+            ours.join(", ")
+        ));
+    }
+    Ok("shared files, left out of QEMU's own migration".to_owned())
+}
+
+/// The waiting VM's memory has to be its alone: it is going to be overwritten.
+fn exclusive(vmm: ProcessId, regions: &[Region]) -> Result<(), String> {
+    let files: HashSet<(u64, u64)> = regions
+        .iter()
+        .filter_map(|region| match region.backing {
+            Backing::SharedFile { device, inode, .. } => Some((device, inode)),
+            _ => None,
+        })
+        .collect();
+    if files.len() != regions.len() {
+        return Err(
+            "two pieces of the waiting VM's memory are one file: give each a file of its own".to_owned()
+        );
+    }
+    match writable_mappers(&files, vmm.pid).first() {
+        None => Ok(()),
+        Some((pid, name)) => Err(format!(
+            "process {pid} ({name}) has the RAM file of the waiting VM mapped for writing: give the waiting VM a RAM file of its own"
+        )),
+    }
+}
+
 /// Whether the guest's memory will fit.
 fn room(ram: &Ram, hello: &Hello) -> Result<String, String> {
     let room = ram.room().map_err(|error| format!("its RAM file cannot be looked at: {error}"))?;
@@ -138,7 +188,6 @@ fn available() -> Option<u64> {
 async fn state(monitor: &mut Monitor) -> Result<String, String> {
     let state = monitor.status().await.map_err(|error| error.to_string())?;
     let (migration, _) = monitor.migration().await.map_err(|error| error.to_string())?;
-    let private = monitor.private_memory().await.map_err(|error| error.to_string())?;
     if state != "inmigrate" {
         return Err(format!(
             "the VM at the destination is {state}, not waiting: start it with -incoming defer"
@@ -146,9 +195,6 @@ async fn state(monitor: &mut Monitor) -> Result<String, String> {
     }
     if !matches!(migration.as_str(), "" | "none") {
         return Err(format!("a migration into the waiting VM is {migration} already: start it anew"));
-    }
-    if let Some(id) = private.first() {
-        return Err(format!("its memory backend {id:?} is not shared: give it share=on"));
     }
     Ok("it waits".to_owned())
 }

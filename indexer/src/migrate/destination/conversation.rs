@@ -20,6 +20,7 @@ use super::{
     waiting::{GONE, Waiting},
 };
 use crate::migrate::{
+    journal::Decision,
     link::{Frames, LinkError, Speaker},
     record::Record,
 };
@@ -39,6 +40,8 @@ pub(super) struct Conversation {
     agreed: bool,
     /// The source has called it off.
     called_off: bool,
+    /// Something has been put in the RAM file, or is about to be.
+    filled: bool,
 }
 
 impl Conversation {
@@ -48,7 +51,7 @@ impl Conversation {
         speaker: Speaker,
         waiting: Waiting,
     ) -> Self {
-        Self { incoming, session, speaker, waiting, agreed: false, called_off: false }
+        Self { incoming, session, speaker, waiting, agreed: false, called_off: false, filled: false }
     }
 
     fn record(&self) -> &Record {
@@ -105,6 +108,7 @@ impl Conversation {
         self.session.vm.stand_aside(ASIDE).await.map_err(|error| error.to_string())?;
         let session = Arc::clone(&self.session);
         let known = blocking(move || session.take_stock()).await?;
+        self.filled = true;
         // From now on others find here what has come.
         let source: Arc<Session> = Arc::clone(&self.session);
         self.session.shared.registry.add_source(source);
@@ -148,7 +152,7 @@ impl Conversation {
                 self.called_off = true;
                 return Err(why);
             }
-            ToDestination::Hello(_) | ToDestination::Ping => {
+            ToDestination::Hello(_) | ToDestination::Ping | ToDestination::Goodbye => {
                 return Err("the source says something out of turn".to_owned());
             }
         }
@@ -157,11 +161,16 @@ impl Conversation {
 
     async fn compare(&mut self, theirs: [u8; 32]) -> Result<(), Failure> {
         self.record().enter(Phase::Comparing);
-        if self.session.has_open_offers() {
-            return Err("the source compares before everything has come".to_owned());
-        }
         let session = Arc::clone(&self.session);
-        let ours = blocking(move || Ok(session.root())).await?;
+        let ours = blocking(move || {
+            // A block that is of no use any more may still be under way: it must not be written later.
+            session.close();
+            if session.has_open_offers() {
+                return Err("the source compares before everything has come".to_owned());
+            }
+            Ok(session.root())
+        })
+        .await?;
         self.say(&ToSource::Digest(ours)).await?;
         if ours != theirs {
             return Err("the digests of the guest's memory differ: it is not used".to_owned());
@@ -184,32 +193,45 @@ impl Conversation {
 
     /// Leaves everything as it has to be, and only then says how it ended: who hears that the guest does not run here may let it run elsewhere.
     pub(super) async fn end(self, result: Result<(), Failure>) {
-        let Self { incoming, session, speaker, waiting, called_off, .. } = self;
+        let Self { incoming, session, speaker, waiting, called_off, filled, .. } = self;
         let committed = !incoming.verdict.abort();
         session.stop.cancel();
+        // Nobody writes to the RAM file from here on.
+        let ours = Arc::clone(&session);
+        let _ = blocking(move || {
+            ours.close();
+            Ok(())
+        })
+        .await;
         incoming.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         session.in_flight.forget(session.map);
         session.shared.registry.remove_source(&session.shared, session.map);
         match result {
             Ok(()) => {
-                incoming.record.end(Outcome::Completed, "the guest runs on this host");
+                session.vm.come_back();
+                let how = if waiting.runs() {
+                    "the guest runs on this host"
+                } else {
+                    "the guest is on this host, paused as it was"
+                };
+                incoming.record.end(Outcome::Completed, how);
                 let _ = speaker.say(&ToSource::Running).await;
-                waiting.release().await;
+                waiting.release(Decision::Completed).await;
             }
             Err(why) => {
-                if committed || waiting.has_begun() {
-                    waiting.discard().await;
-                } else {
+                let discarded = committed || waiting.has_begun();
+                let waiting = if discarded { waiting.discard().await } else { waiting };
+                if filled {
                     // What has come is of no use to anybody, and it is memory.
                     let ours = Arc::clone(&session);
                     let _ = blocking(move || ours.ram.punch(0..u32::MAX).map_err(|e| e.to_string())).await;
-                    waiting.give_back().await;
                 }
+                session.vm.come_back();
+                waiting.release(Decision::GivenUp).await;
                 incoming.record.end(if called_off { Outcome::Aborted } else { Outcome::Failed }, why.clone());
                 let _ = speaker.say(&ToSource::Fail(why)).await;
             }
         }
-        session.vm.come_back();
     }
 }
 

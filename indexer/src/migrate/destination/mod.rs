@@ -155,12 +155,19 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
     let result = conversation.hold(ready, &mut frames).await;
     conversation.end(result).await;
     shared.count(&record);
-    speaker.close().await;
-    // The source closes when it has heard what it has to hear; until then the journal knows.
-    let last = async { while let Some(Ok(_)) = frames.recv().await {} };
-    if timeout(SILENCE, last).await.is_ok() || record.phase() != Phase::Completed {
+    // The source says when it has heard how it ended; until then the journal knows, whatever becomes of this daemon.
+    let goodbye = async {
+        while let Some(Ok(frame)) = frames.recv().await {
+            if frame == ToDestination::Goodbye {
+                return true;
+            }
+        }
+        false
+    };
+    if timeout(SILENCE, goodbye).await.unwrap_or(false) {
         shared.journal.remove(record.id());
     }
+    speaker.close().await;
 }
 
 /// Serves a data connection to its end.
@@ -171,5 +178,9 @@ pub(crate) async fn stream(incoming: &Incoming, io: Box<dyn Channel>) {
     }
     let io = Counted::new(io, Arc::clone(&incoming.record.wire));
     let runtime = tokio::runtime::Handle::current();
-    let _ = tokio::task::spawn_blocking(move || stream::receive(&session, io, &runtime)).await;
+    let ours = Arc::clone(&session);
+    let received = tokio::task::spawn_blocking(move || stream::receive(&ours, io, &runtime)).await;
+    if received.is_err_and(|error| error.is_panic()) {
+        session.fail("a data connection broke the destination's memdexd: see its log");
+    }
 }

@@ -27,19 +27,25 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct State {
     batches: HashMap<u32, Batch>,
-    /// Contents that will come, and the pages that wait for each. The first of them is the one that was asked for.
-    wanted: HashMap<Fingerprint, Vec<Waiting>>,
+    /// Contents that will come, and the pages that wait for each. The first of them is the one that was asked for. What comes unasked is awaited
+    /// by its own offer alone: each such offer is open until all of its contents have come.
+    wanted: HashMap<(Option<u32>, Fingerprint), Vec<Waiting>>,
     /// Pages whose content another migration has asked for.
     deferred: Vec<(Instant, Waiting)>,
 }
 
 struct Batch {
-    pages: Arc<Vec<(u32, Fingerprint)>>,
+    pages: Pages,
+    /// Its contents come unasked.
+    push: bool,
     /// Pages that wait for content.
     open: usize,
     /// Every page of it has been looked at.
     complete: bool,
 }
+
+/// The pages of an offer.
+pub(super) type Pages = Arc<Vec<(u32, Fingerprint)>>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Waiting {
@@ -71,12 +77,14 @@ impl Session {
                 return Err("the source offers more at once than was agreed".to_owned());
             }
         }
+        let place = self.place()?;
         self.zeros(&pages)?;
+        drop(place);
         if push { self.expect(number, &pages) } else { self.match_up(number, &pages) }
     }
 
     /// An offer whose contents come unasked: they may be here before this is done, so all is said under one lock. Blocking.
-    fn expect(&self, number: u32, pages: &Arc<Vec<(u32, Fingerprint)>>) -> Result<(), Failure> {
+    fn expect(&self, number: u32, pages: &Pages) -> Result<(), Failure> {
         {
             let mut state = self.state();
             let mut open = 0;
@@ -85,11 +93,13 @@ impl Session {
                 pages.iter().enumerate().filter(|(_, (_, content))| *content != ZERO)
             {
                 let waiting = Waiting { batch: number, position: position as u16 };
-                state.wanted.entry(*content).or_default().push(waiting);
+                state.wanted.entry((Some(number), *content)).or_default().push(waiting);
                 open += 1;
             }
             if open > 0 {
-                state.batches.insert(number, Batch { pages: Arc::clone(pages), open, complete: true });
+                state
+                    .batches
+                    .insert(number, Batch { pages: Arc::clone(pages), push: true, open, complete: true });
                 drop(state);
                 self.opened.notify_waiters();
                 return Ok(());
@@ -99,10 +109,13 @@ impl Session {
     }
 
     /// An offer of which the source sends only what is asked for. Blocking.
-    fn match_up(&self, number: u32, pages: &Arc<Vec<(u32, Fingerprint)>>) -> Result<(), Failure> {
-        let batch = Batch { pages: Arc::clone(pages), open: 0, complete: false };
+    fn match_up(&self, number: u32, pages: &Pages) -> Result<(), Failure> {
+        let batch = Batch { pages: Arc::clone(pages), push: false, open: 0, complete: false };
         self.state().batches.insert(number, batch);
-        let missing = self.fill_from_here(pages)?;
+        let missing = {
+            let _place = self.place()?;
+            self.fill_from_here(pages)?
+        };
         let mut need = Vec::new();
         for (position, _, content) in missing {
             let waiting = Waiting { batch: number, position };
@@ -113,7 +126,7 @@ impl Session {
             let mut state = self.state();
             state.count(number, 1);
             if ours {
-                state.wanted.entry(content).or_default().push(waiting);
+                state.wanted.entry((None, content)).or_default().push(waiting);
                 need.push(position);
             } else {
                 state.deferred.push((Instant::now(), waiting));
@@ -134,7 +147,7 @@ impl Session {
     /// Whether the content is on its way already; then the page waits for it too.
     fn joins(&self, content: &Fingerprint, waiting: Waiting) -> bool {
         let mut state = self.state();
-        let Some(waits) = state.wanted.get_mut(content) else { return false };
+        let Some(waits) = state.wanted.get_mut(&(None, *content)) else { return false };
         waits.push(waiting);
         state.count(waiting.batch, 1);
         true
@@ -164,7 +177,7 @@ impl Session {
     }
 
     /// The pages of an open offer; waits for one that is on its way. Blocking.
-    pub(super) fn pages_of(&self, number: u32) -> Result<Arc<Vec<(u32, Fingerprint)>>, Failure> {
+    pub(super) fn pages_of(&self, number: u32) -> Result<Pages, Failure> {
         let wait = async {
             loop {
                 let opened = self.opened.notified();
@@ -188,9 +201,16 @@ impl Session {
             .ok_or_else(|| "the source sends pages that it has not offered".to_owned())
     }
 
-    /// Puts pages that have come in place. They have been hashed. Blocking.
-    pub(super) fn arrived(&self, number: u32, positions: &[u16], bytes: &[u8]) -> Result<(), Failure> {
-        let offered = self.pages_of(number)?;
+    /// Puts pages that have come in place. They have been hashed, and compared with `offered`. Blocking.
+    pub(super) fn arrived(
+        &self,
+        number: u32,
+        offered: &Pages,
+        positions: &[u16],
+        bytes: &[u8],
+    ) -> Result<(), Failure> {
+        let place = self.place()?;
+        let push = self.state().batches.get(&number).is_some_and(|batch| batch.push);
         let at = |position: &u16| offered[usize::from(*position)];
         // Pages in a row are written in one go.
         let mut from = 0;
@@ -209,8 +229,12 @@ impl Session {
             self.in_flight.done(&content, self.map);
             self.record.sent.fetch_add(1, Relaxed);
             // In the reverse index by now, so whoever looks from here on finds it there.
-            let waits = self.state().wanted.remove(&content).unwrap_or_default();
+            let key = (push.then_some(number), content);
+            let waits = self.state().wanted.remove(&key).unwrap_or_default();
             for waiting in &waits {
+                if self.stop.is_cancelled() {
+                    return Err("it was called off".to_owned());
+                }
                 let other = self.offered(*waiting);
                 if let Some((other, _)) = other.filter(|(other, _)| *other != number_of_page) {
                     self.ram.write(other, page).map_err(|error| no_room(&error))?;
@@ -219,6 +243,7 @@ impl Session {
                 finished.extend(self.state().uncount(waiting.batch));
             }
         }
+        drop(place);
         finished.into_iter().try_for_each(|batch| self.say(&ToSource::Done { batch }))
     }
 
@@ -232,7 +257,9 @@ impl Session {
         let mut finished = None;
         {
             let mut state = self.state();
-            let Some(waits) = state.wanted.get_mut(content) else { return Ok(()) };
+            let push = state.batches.get(&number).is_some_and(|batch| batch.push);
+            let key = (push.then_some(number), *content);
+            let Some(waits) = state.wanted.get_mut(&key) else { return Ok(()) };
             let Some(index) = waits.iter().position(|w| *w == Waiting { batch: number, position }) else {
                 return Ok(());
             };
@@ -240,7 +267,7 @@ impl Session {
             match waits.first() {
                 Some(next) => again = Some(*next),
                 None => {
-                    state.wanted.remove(content);
+                    state.wanted.remove(&key);
                     self.in_flight.done(content, self.map);
                 }
             }
@@ -258,7 +285,10 @@ impl Session {
         let mut page = Box::new([0u8; PAGE_SIZE]);
         for (since, waiting) in deferred {
             let Some((number, content)) = self.offered(waiting) else { continue };
-            if self.fill_one(number, &content, &mut page)? {
+            let place = self.place()?;
+            let filled = self.fill_one(number, &content, &mut page)?;
+            drop(place);
+            if filled {
                 let done = self.state().uncount(waiting.batch);
                 done.map_or(Ok(()), |batch| self.say(&ToSource::Done { batch }))?;
                 continue;
@@ -269,7 +299,7 @@ impl Session {
             }
             let first = {
                 let mut state = self.state();
-                let waits = state.wanted.entry(content).or_default();
+                let waits = state.wanted.entry((None, content)).or_default();
                 waits.push(waiting);
                 waits.len() == 1
             };

@@ -1,4 +1,6 @@
 //! After a daemon was killed in the midst of incoming migrations: finishes what it had decided. Owns nothing that lasts.
+//!
+//! What is decided is known at once, so that a source that asks gets its answer; what is left to be done with the VMM is done meanwhile.
 
 use std::{
     sync::Arc,
@@ -9,21 +11,24 @@ use memdex_wire::migration::{Direction, Outcome};
 
 use super::Incoming;
 use crate::{
+    map::Layout,
+    memory::Ram,
     migrate::{
         Shared,
         journal::{Decision, Entry},
         monitor::Monitor,
+        qmp::QmpError,
         record::{Record, Subject},
     },
     watch::process::Process,
 };
 
 /// The guard of the daemon before may still be busy with the monitor.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Goes through the journal. Sources that ask get an answer as soon as this returns.
-pub(crate) async fn recover(shared: &Arc<Shared>) {
+pub(crate) fn recover(shared: &Arc<Shared>) {
     for entry in shared.journal.entries() {
         let subject = Subject {
             vm: entry.process().to_string(),
@@ -33,30 +38,73 @@ pub(crate) async fn recover(shared: &Arc<Shared>) {
         };
         let record = Arc::new(Record::new(entry.id.clone(), Direction::Incoming, subject));
         match entry.decision {
-            Decision::Committed => {
-                let running = settle(&entry, |monitor| run(monitor, entry.run)).await;
-                match running {
-                    Ok(()) => record.end(
-                        Outcome::Completed,
-                        "the guest runs on this host; the daemon was started anew meanwhile",
-                    ),
-                    Err(why) => record.end(Outcome::Failed, why),
-                }
+            // Whatever has become of the guest since: it is ours, and nobody else may let it run.
+            Decision::Committed | Decision::Completed => {
+                record.end(
+                    Outcome::Completed,
+                    "the guest is on this host; its memdexd was started anew meanwhile",
+                );
             }
-            Decision::Receiving | Decision::Loading => {
-                let loading = entry.decision == Decision::Loading;
-                if let Err(error) = settle(&entry, |monitor| give_up(monitor, loading)).await {
-                    tracing::info!(vm = entry.name, error, "the waiting VM of a broken migration");
-                }
+            // It has not been let run, and never will be.
+            Decision::Receiving | Decision::Loading | Decision::GivenUp => {
                 record.end(
                     Outcome::Failed,
-                    "the daemon of the destination was killed; the guest does not run here",
+                    "the memdexd of the destination was killed; the guest does not run here",
                 );
             }
         }
         shared.add_ended(Incoming::ended(record));
-        // The source may still have to ask; it does so within moments, and the answer is in memory from now on.
-        shared.journal.remove(&entry.id);
+        let shared = Arc::clone(shared);
+        shared.clone().tasks.spawn(async move { finish(&shared, entry).await });
+    }
+}
+
+/// Does what is left to be done with the VMM of an entry.
+async fn finish(shared: &Shared, entry: Entry) {
+    let done = match entry.decision {
+        Decision::Committed => settle(&entry, |monitor| run(monitor, entry.run)).await,
+        Decision::Loading => {
+            settle(&entry, |mut monitor| async move { monitor.quit().await.map_err(|error| words(&error)) })
+                .await
+        }
+        Decision::Receiving => {
+            let given_back = settle(&entry, |mut monitor| async move {
+                monitor.ignore_shared(false).await.map_err(|error| words(&error))
+            })
+            .await;
+            empty(shared, &entry).await;
+            given_back
+        }
+        Decision::Completed | Decision::GivenUp => return,
+    };
+    match done {
+        Ok(()) => {
+            let decision =
+                if entry.decision == Decision::Committed { Decision::Completed } else { Decision::GivenUp };
+            if let Err(error) = shared.journal.write(&Entry { decision, ..entry }) {
+                tracing::warn!(%error, "the journal of migrations cannot be written");
+            }
+        }
+        Err(why) => tracing::warn!(vm = entry.name, why, "the VM of a migration that was broken off"),
+    }
+}
+
+/// Gives back the memory that had come.
+async fn empty(shared: &Shared, entry: &Entry) {
+    let begun = Instant::now();
+    let id = entry.process().to_string();
+    while begun.elapsed() < PATIENCE && Process::open(entry.process()).is_ok() {
+        if let Ok(vm) = shared.host.find(&id) {
+            let descriptor = vm.descriptor();
+            let layout = Layout::of(&descriptor.regions);
+            let emptied = Ram::open(descriptor.process, &descriptor.regions, &layout)
+                .and_then(|ram| ram.punch(0..u32::MAX).map_err(|error| error.to_string()));
+            if let Err(why) = emptied {
+                tracing::warn!(vm = entry.name, why, "the memory of a migration that was broken off");
+            }
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -68,32 +116,32 @@ where
     let begun = Instant::now();
     loop {
         if Process::open(entry.process()).is_err() {
-            return Err("its VMM has ended".to_owned());
+            return Ok(());
         }
-        let result = match Monitor::open_at(&entry.monitor).await {
+        let result = match Monitor::open_at(&entry.monitor, entry.process()).await {
             Ok(monitor) => act(monitor).await,
             Err(why) => Err(why),
         };
         match result {
             Ok(()) => return Ok(()),
-            Err(why) if begun.elapsed() > PATIENCE => return Err(why),
+            // A guest that is ours is not given up for as long as it is there.
+            Err(why) if begun.elapsed() > PATIENCE && entry.decision != Decision::Committed => {
+                return Err(why);
+            }
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
 }
 
 async fn run(mut monitor: Monitor, run: bool) -> Result<(), String> {
-    let words = |error: crate::migrate::qmp::QmpError| error.to_string();
-    if run && monitor.status().await.map_err(words)? != "running" {
-        monitor.cont().await.map_err(words)?;
+    // Anything but this means that it has run already.
+    let waits = ["paused", "inmigrate", "prelaunch", "postmigrate"];
+    if run && waits.contains(&monitor.status().await.map_err(|error| words(&error))?.as_str()) {
+        monitor.cont().await.map_err(|error| words(&error))?;
     }
-    monitor.ignore_shared(false).await.map_err(words)
+    monitor.ignore_shared(false).await.map_err(|error| words(&error))
 }
 
-async fn give_up(mut monitor: Monitor, loading: bool) -> Result<(), String> {
-    let words = |error: crate::migrate::qmp::QmpError| error.to_string();
-    if loading {
-        return monitor.quit().await.map_err(words);
-    }
-    monitor.ignore_shared(false).await.map_err(words)
+fn words(error: &QmpError) -> String {
+    error.to_string()
 }

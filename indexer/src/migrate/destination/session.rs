@@ -3,7 +3,7 @@
 //! Owns what is in place: every byte is hashed before it is written, wherever it came from, and the [ledger](Ledger) says what was written. What is
 //! offered, and what is still awaited, is in [`super::offers`].
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use memdex_wire::{
     Fingerprint, PAGE_SIZE,
@@ -38,6 +38,8 @@ pub(crate) struct Session {
     /// An offer has been taken in.
     pub(super) opened: Notify,
     pub(super) runtime: Handle,
+    /// Held by whoever writes to the RAM file; true once nobody may any more.
+    closed: RwLock<bool>,
     ledger: Mutex<Ledger>,
     state: Mutex<State>,
     failure: Mutex<Option<String>>,
@@ -95,6 +97,7 @@ impl Session {
             state: Mutex::default(),
             opened: Notify::new(),
             failure: Mutex::new(None),
+            closed: RwLock::new(false),
             runtime: Handle::current(),
         }
     }
@@ -124,6 +127,17 @@ impl Session {
             }
         }
         Ok(known)
+    }
+
+    /// Leave to write to the RAM file, for as long as it is held.
+    pub(super) fn place(&self) -> Result<RwLockReadGuard<'_, bool>, Failure> {
+        let place = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        if *place { Err("nothing is written to the guest's memory any more".to_owned()) } else { Ok(place) }
+    }
+
+    /// Waits until nobody writes to the RAM file, and lets nobody from here on. Blocking.
+    pub(super) fn close(&self) {
+        *self.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
     /// The digest of what is in place.

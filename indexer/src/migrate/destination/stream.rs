@@ -14,7 +14,10 @@ use tokio::{
     runtime::Handle,
 };
 
-use super::session::{Failure, Session};
+use super::{
+    offers::Pages,
+    session::{Failure, Session},
+};
 use crate::{
     fingerprint::Hasher,
     migrate::{codec::Decompressor, link::Counted},
@@ -80,16 +83,16 @@ impl Stream {
         self.payload = payload;
         let (with, without) = positions.split_at(count);
         if count > 0 {
-            self.check(head.batch, with)?;
-            self.session.arrived(head.batch, with, &self.pages)?;
+            let offered = self.session.pages_of(head.batch)?;
+            self.check(&offered, with)?;
+            self.session.arrived(head.batch, &offered, with, &self.pages)?;
         }
         without.iter().try_for_each(|position| self.session.withdrawn(head.batch, *position))?;
         Ok(true)
     }
 
     /// Hashes what has come, and compares with what was offered.
-    fn check(&mut self, batch: u32, positions: &[u16]) -> Result<(), Failure> {
-        let offered = self.session.pages_of(batch)?;
+    fn check(&mut self, offered: &Pages, positions: &[u16]) -> Result<(), Failure> {
         let mut digests: Vec<Option<Fingerprint>> = Vec::with_capacity(positions.len());
         self.hasher.fingerprint(self.pages.as_chunks().0, &mut digests);
         for (position, digest) in positions.iter().zip(digests) {

@@ -21,9 +21,9 @@ use crate::{
         guard::{Guard, Orders, Step},
         journal::{Decision, Entry, Journal},
         link::SILENCE,
-        monitor::{Monitor, ignore_shared},
+        monitor::Monitor,
     },
-    vm::descriptor::ProcessId,
+    vm::{descriptor::ProcessId, monitors::starts_paused},
     watch::process::Process,
 };
 
@@ -50,6 +50,8 @@ pub(super) struct Waiting {
     /// Our end of what QEMU reads its device state from.
     device: Option<UnixStream>,
     loaded: bool,
+    /// What gives it back the settings it was found with.
+    undo: Vec<Step>,
 }
 
 impl Waiting {
@@ -70,15 +72,16 @@ impl Waiting {
             run: true,
         };
         let process = Process::open(process).map_err(|_| GONE.to_owned())?;
-        let orders = Orders {
-            vm: name.to_owned(),
-            steps: vec![Step::with(ignore_shared(false))],
-            ..Orders::default()
-        };
+        let mut undo = monitor.settings_to_undo().await.map_err(|error| error.to_string())?;
+        if !starts_paused(process.id()) {
+            // As it waits, this only says that the next guest to come may run at once, as the one who started it wanted.
+            undo.push(Step::new("cont"));
+        }
+        let orders = Orders { vm: name.to_owned(), steps: undo.clone(), ..Orders::default() };
         let guard = Guard::start(monitor.share().map_err(|error| no_guard(&error))?, &orders)
             .map_err(|error| no_guard(&error))?;
         let made = match journal.write(&entry) {
-            Ok(()) => monitor.ignore_shared(true).await.map_err(|error| error.to_string()),
+            Ok(()) => monitor.set_up_destination().await.map_err(|error| error.to_string()),
             Err(error) => Err(no_journal(&error)),
         };
         if let Err(why) = made {
@@ -95,6 +98,7 @@ impl Waiting {
             entry,
             device: None,
             loaded: false,
+            undo,
         })
     }
 
@@ -152,19 +156,25 @@ impl Waiting {
     /// Lets the guest run, or leaves it paused if it was. It has been decided that nobody else will.
     ///
     /// # Errors
-    /// If it does not run and never will: see [`Waiting::discard`].
+    /// If it has not run and never will: see [`Waiting::discard`].
     pub(super) async fn run(&mut self, run: bool) -> Result<(), Failure> {
-        // Before anything is done: who comes after, and who asks, must know.
+        // In this order: at any instant the journal says "committed" before anything could let the guest run, and nothing ends a VMM that it calls
+        // committed.
+        self.order(Vec::new())?;
         self.note(Decision::Committed, run)?;
-        self.order(if run { vec![Step::run()] } else { Vec::new() })?;
         if !run {
             return Ok(());
         }
+        self.order(vec![Step::run()])?;
         let begun = Instant::now();
+        let mut ran = false;
         loop {
             let told = self.monitor.cont().await;
+            ran |= told.is_ok();
             match self.monitor.status().await {
                 Ok(state) if state == "running" => return Ok(()),
+                // It ran, and has ended or stopped again since: that is the guest's own business.
+                _ if ran => return Ok(()),
                 _ if !self.alive() => return Err(GONE.to_owned()),
                 _ if begun.elapsed() > RUNNING => {
                     let why = told.err().map_or_else(String::new, |error| format!(": {error}"));
@@ -175,21 +185,26 @@ impl Waiting {
         }
     }
 
-    /// The guest is here, and all is well.
-    pub(super) async fn release(mut self) {
-        // QEMU's next migration is not ours to shape.
-        let _ = self.monitor.ignore_shared(false).await;
-        self.guard.release();
+    /// Whether the guest was let run.
+    pub(super) fn runs(&self) -> bool {
+        self.entry.run
     }
 
-    /// It waits for another guest, as it was found.
-    pub(super) async fn give_back(mut self) {
-        let _ = self.monitor.ignore_shared(false).await;
+    /// The end: it is left as it is, with the settings it was found with.
+    pub(super) async fn release(mut self, decision: Decision) {
+        let run = self.entry.run;
+        if self.note(decision, run).is_err() {
+            tracing::warn!(vm = self.name, "the journal of migrations cannot be written");
+        }
+        // QEMU's next migration is not ours to shape. Whether the guest runs is settled by now.
+        for step in self.undo.iter().filter(|step| step.command != "cont" || decision == Decision::GivenUp) {
+            let _ = self.monitor.tell_step(step).await;
+        }
         self.guard.release();
     }
 
     /// Ends it. When this returns it is certain not to run.
-    pub(super) async fn discard(mut self) {
+    pub(super) async fn discard(mut self) -> Self {
         let _ = self.monitor.quit().await;
         let begun = Instant::now();
         while self.alive() {
@@ -201,7 +216,7 @@ impl Waiting {
             }
             sleep(PAUSE).await;
         }
-        self.guard.release();
+        self
     }
 
     fn order(&mut self, steps: Vec<Step>) -> Result<(), Failure> {

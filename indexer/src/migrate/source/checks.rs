@@ -10,10 +10,10 @@ use memdex_wire::{
 use crate::{
     host::Vm,
     migrate::{
+        backends::Backends,
         destination::check,
         monitor::{Monitor, Version},
     },
-    vm::descriptor::Backing,
 };
 
 /// What was found.
@@ -23,11 +23,14 @@ pub(super) struct Found {
     pub(super) version: Option<Version>,
     /// Whether the guest runs (and is not paused).
     pub(super) running: bool,
+    /// Ids of the memory backends, if there are several.
+    pub(super) backends: Vec<String>,
 }
 
 /// Looks at the VM that is to move.
 pub(super) async fn look(vm: &Vm, request: &MigrationRequest) -> Found {
-    let mut found = Found { checks: Vec::new(), monitor: None, version: None, running: false };
+    let mut found =
+        Found { checks: Vec::new(), monitor: None, version: None, running: false, backends: Vec::new() };
     let descriptor = vm.descriptor();
     found.checks.push(check("tracking", tracking(vm)));
     let mut monitor = match Monitor::open(descriptor.process, request.qmp.as_deref().map(Path::new)).await {
@@ -42,7 +45,10 @@ pub(super) async fn look(vm: &Vm, request: &MigrationRequest) -> Found {
             found.version = Some(version);
             let words = format!("QEMU {version} at {}", monitor.path().display());
             found.checks.push(check("monitor", Ok::<_, String>(words)));
-            found.checks.push(check("memory", memory(vm, version, &mut monitor).await));
+            let memory = memory(vm, version, &mut monitor).await;
+            let words = format!("shared files, which QEMU {version} leaves out of its own migration");
+            found.checks.push(check("memory", memory.as_ref().map(|_| words).map_err(Clone::clone)));
+            found.backends = memory.unwrap_or_default();
         }
         Err(error) => found.checks.push(check("monitor", Err::<String, _>(error.to_string()))),
     }
@@ -74,35 +80,21 @@ fn tracking(vm: &Vm) -> Result<String, String> {
 }
 
 /// QEMU has to leave its memory to us.
-async fn memory(vm: &Vm, version: Version, monitor: &mut Monitor) -> Result<String, String> {
+async fn memory(vm: &Vm, version: Version, monitor: &mut Monitor) -> Result<Vec<String>, String> {
     let words = |error: crate::migrate::qmp::QmpError| error.to_string();
     if version < Version::LEAST || monitor.capability("x-ignore-shared").await.map_err(words)?.is_none() {
         return Err(format!(
             "QEMU {version} cannot leave shared memory out of its own migration: it takes 4.0 or later"
         ));
     }
-    let how = "start the VM with -object memory-backend-file,id=ram,size=…,mem-path=/dev/shm/NAME,share=on -machine memory-backend=ram";
+    let backends = Backends::look(monitor).await?;
     let descriptor = vm.descriptor();
-    if descriptor.regions.is_empty() {
-        return Err("no guest memory was found in this process".to_owned());
+    backends.check(version, &descriptor.regions)?;
+    let blockers = monitor.blockers().await.map_err(words)?;
+    if !blockers.is_empty() {
+        return Err(format!("QEMU says that this VM cannot migrate: {}", blockers.join("; ")));
     }
-    for region in &descriptor.regions {
-        let Backing::SharedFile { path, .. } = &region.backing else {
-            return Err(format!(
-                "region {} is private memory, which only QEMU itself can move: {how}",
-                region.name
-            ));
-        };
-        if version >= Version::NAMED_FILES && path.as_os_str().as_encoded_bytes().starts_with(b"/memfd:") {
-            return Err(format!(
-                "QEMU {version} sends memory of a memfd by itself (since 8.1 only a file with a name is left out): {how}"
-            ));
-        }
-    }
-    match monitor.private_memory().await.map_err(words)?.first() {
-        Some(id) => Err(format!("the memory backend {id:?} is not shared: {how}")),
-        None => Ok(format!("shared files, QEMU {version} leaves them out of its own migration")),
-    }
+    backends.ids(&descriptor.regions)
 }
 
 async fn state(monitor: &mut Monitor) -> Result<bool, String> {

@@ -31,6 +31,7 @@ pub(super) fn hello(
     snapshot: &MapSnapshot,
     request: &MigrationRequest,
     qemu: String,
+    backends: Vec<String>,
     dry_run: bool,
 ) -> Hello {
     let counts = snapshot.counts();
@@ -39,6 +40,7 @@ pub(super) fn hello(
         dest_vm: request.dest_vm.clone().unwrap_or_else(|| vm.name().to_owned()),
         dest_qmp: request.dest_qmp.clone(),
         regions: snapshot.layout().regions().iter().map(|region| u64::from(region.pages)).collect(),
+        backends,
         populated: counts.current
             + snapshot
                 .views(0..snapshot.pages())

@@ -88,6 +88,7 @@ impl Copier {
     /// contents are sent without waiting to be asked: a round trip less, for what is hardly there already.
     pub(super) async fn tell(&mut self, contents: &[(u32, Fingerprint)], push: bool) -> Result<(), Stop> {
         let mut left = contents.len();
+        self.streams.left.store(crate::units::bytes(left as u64), Relaxed);
         // Several offers even of few pages: the destination works on one while the next is on its way.
         let each = contents.len().div_ceil(4).clamp(OFFER, MAX_OFFER);
         for pages in contents.chunks(if push { MAX_OFFER } else { each }) {
@@ -165,6 +166,7 @@ impl Copier {
                 self.record.sent.fetch_add(asked as u64, Relaxed);
                 self.record.matched.fetch_add((open.contents - asked) as u64, Relaxed);
                 let waiting: usize = self.open.values().map(|open| open.pages.len()).sum();
+                self.streams.left.store(crate::units::bytes((left + waiting) as u64), Relaxed);
                 let level = self.streams.level.load(Relaxed);
                 self.record.set_progress(|progress| {
                     progress.remaining_bytes = crate::units::bytes((left + waiting) as u64);
@@ -197,6 +199,7 @@ impl Copier {
     /// The next thing the destination says. Ends early if anything has gone wrong, or somebody calls it off.
     pub(super) async fn hear(&mut self) -> Result<ToSource, Stop> {
         tokio::select! {
+            biased;
             frame = self.frames.recv() => match frame.unwrap_or(Err(LinkError::Closed))? {
                 ToSource::Fail(why) => Err(Stop::failed(format!("the destination gave up: {}", migrate_client::printable(&why)))),
                 frame => Ok(frame),

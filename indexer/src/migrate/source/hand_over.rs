@@ -44,8 +44,14 @@ impl Outgoing {
             }
             Err(stop) => {
                 let (Stop::Aborted(why) | Stop::Failed(why)) = &stop;
-                let _ = timeout(BEAT, self.copier.speaker.say(&ToDestination::Abort(why.clone()))).await;
-                match self.put_back().await {
+                let (speaker, why) = (self.copier.speaker.clone(), why.clone());
+                // The guest first, but the destination need not wait for it.
+                let goodbye = async {
+                    let _ = timeout(BEAT, speaker.say(&ToDestination::Abort(why.clone()))).await;
+                    let _ = timeout(BEAT, speaker.say(&ToDestination::Goodbye)).await;
+                };
+                let (put_back, ()) = tokio::join!(self.put_back(), goodbye);
+                match put_back {
                     Ok(()) => Err(stop),
                     Err(trouble) => Err(Stop::Failed(format!("{why}; {trouble}"))),
                 }
@@ -65,8 +71,19 @@ impl Outgoing {
             Ok(()) => timeout(SILENCE, self.copier.frames.recv()).await,
             Err(error) => Ok(Some(Err(error))),
         };
-        if let Ok(Some(Ok(ToSource::Running))) = heard {
-            return Ok(());
+        match heard {
+            Ok(Some(Ok(ToSource::Running))) => {
+                let _ = timeout(BEAT, self.copier.speaker.say(&ToDestination::Goodbye)).await;
+                return Ok(());
+            }
+            // It says so only after it has decided, once and for all, and after its VMM has ended.
+            Ok(Some(Ok(ToSource::Fail(why)))) => {
+                return Err(Stop::failed(format!(
+                    "the destination gave up: {}",
+                    migrate_client::printable(&why)
+                )));
+            }
+            _ => {}
         }
         let record = Arc::clone(&self.copier.record);
         record.say("the link broke while the guest was being handed over: asking the destination whether it runs there");

@@ -16,7 +16,10 @@ mod throttle;
 use std::{
     collections::HashSet,
     fmt::Display,
-    sync::{Arc, Mutex as SyncMutex, atomic::AtomicU8},
+    sync::{
+        Arc, Mutex as SyncMutex,
+        atomic::{AtomicU8, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -143,15 +146,18 @@ async fn migrate(
     // One look for all: pages are numbered as in this layout from here to the end.
     let snapshot = vm.snapshot();
     let (regions, pages) = (snapshot.layout().regions().to_vec(), snapshot.pages());
-    let hello = hello(vm, &snapshot, &request, version.to_string(), false);
+    let hello = hello(vm, &snapshot, &request, version.to_string(), found.backends, false);
     drop(snapshot);
     let pace = Arc::new(shared.pace.join(request.max_bandwidth));
     let streams_stop = CancellationToken::new();
     let _streams = streams_stop.clone().drop_guard();
-    let (speaker, mut frames) = connect(&client, record, &streams_stop).await?;
+    // What the destination has to say is heard to the end, also if the data connections have ended.
+    let reader = CancellationToken::new();
+    let _reader = reader.clone().drop_guard();
+    let (speaker, mut frames) = connect(&client, record, &reader).await?;
     let ready = introduce(&speaker, &mut frames, &hello, &abort).await?;
     refuse(&ready.checks)?;
-    keep_alive(speaker.clone(), streams_stop.clone());
+    keep_alive(speaker.clone(), reader.clone());
 
     // From here on something is changed in the VMM: the guard comes first.
     let ignored_shared = monitor.capability("x-ignore-shared").await?.unwrap_or(false);
@@ -173,6 +179,7 @@ async fn migrate(
         jobs: SyncMutex::new(receiver),
         withdrawn: SyncMutex::new(HashSet::new()),
         written: Default::default(),
+        left: AtomicU64::new(0),
         level: AtomicU8::new(1),
         failure: SyncMutex::new(None),
         stop: streams_stop,
@@ -224,6 +231,8 @@ impl Outgoing {
         let downtime = Duration::from_millis(self.request.downtime_ms.unwrap_or(DOWNTIME_MS));
         if self.request.on_no_converge == OnNoConverge::Throttle {
             self.orders(true, false)?;
+            // A throttle stops the guest; whatever becomes of it, the guest is made to run again.
+            self.stopped = true;
         }
         let mut rounds = Rounds {
             vm: Arc::clone(&self.vm),

@@ -65,7 +65,7 @@ pub(crate) async fn plan(
     // QEMU's monitor serves one at a time.
     drop(found.monitor);
     let mut checks = found.checks;
-    checks.extend(ask(client, vm, request, version).await);
+    checks.extend(ask(client, vm, request, version, found.backends).await);
     let snapshot = vm.snapshot();
     let pages = compare(client, &snapshot).await?;
     sleep_until((begun + LOOK).into()).await;
@@ -104,11 +104,12 @@ async fn ask(
     vm: &Vm,
     request: &MigrationRequest,
     version: String,
+    backends: Vec<String>,
 ) -> Vec<memdex_wire::migration::MigrationCheck> {
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let record = Record::new(new_id(), memdex_wire::migration::Direction::Outgoing, Subject::default());
-    let hello = hello(vm, &vm.snapshot(), request, version, true);
+    let hello = hello(vm, &vm.snapshot(), request, version, backends, true);
     let asked = async {
         let (speaker, mut frames) = connect(client, &record, &stop).await?;
         introduce(&speaker, &mut frames, &hello, &stop).await

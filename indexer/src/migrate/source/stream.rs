@@ -51,6 +51,8 @@ pub(super) struct Streams {
     pub(super) withdrawn: Mutex<HashSet<(u32, u16)>>,
     /// Bytes written, and nanoseconds that all connections together took for it: what the link takes.
     pub(super) written: (AtomicU64, AtomicU64),
+    /// Bytes of memory that the round at hand may still have to send.
+    pub(super) left: AtomicU64,
     /// The level in use, for the progress.
     pub(super) level: AtomicU8,
     pub(super) failure: Mutex<Option<String>>,
@@ -147,7 +149,9 @@ impl Sender<'_> {
         self.write()?;
         if !with.is_empty() {
             let took = begun.elapsed();
-            self.compressor.sent(self.block.len(), took);
+            let least = self.streams.pace.rate().map_or(0.0, |rate| STREAMS as f64 / rate.max(1) as f64);
+            let left = self.streams.left.load(Relaxed) / STREAMS as u64;
+            self.compressor.sent(self.block.len(), took, least, left);
             self.streams.written.0.fetch_add(self.block.len() as u64, Relaxed);
             self.streams.written.1.fetch_add(took.as_nanos() as u64, Relaxed);
         }

@@ -38,7 +38,7 @@ impl Outgoing {
     pub(super) async fn switch_over(&mut self) -> Result<(), Stop> {
         let record = std::sync::Arc::clone(&self.copier.record);
         record.enter(Phase::Stopping);
-        // Somebody may have paused or resumed it since.
+        // Somebody may have paused or resumed it since. What counts is now: it is let run there if it runs here.
         self.running = match self.monitor.lock().await.status().await?.as_str() {
             "running" => true,
             "paused" => false,
@@ -52,8 +52,14 @@ impl Outgoing {
         record.blackout_begins();
         let began = Instant::now();
         self.stopped = true;
-        if self.running {
-            self.monitor.lock().await.stop().await?;
+        {
+            let mut monitor = self.monitor.lock().await;
+            // Also if it is paused: QEMU's own migration would carry over that it runs, if somebody resumed it in between.
+            monitor.stop().await?;
+            let state = monitor.status().await?;
+            if state != "paused" {
+                return Err(Stop::failed(format!("the VM is {state} after it was told to stop")));
+            }
         }
         let stopped = began.elapsed();
 
