@@ -1,6 +1,6 @@
 //! What a destination has decided, written down before it acts, so that a daemon that was killed knows it when it is back.
 //!
-//! Owns one small file for each incoming migration, from its beginning to its end, in a folder beside the daemon's socket (a tmpfs normally: when the host goes
+//! Owns one small file for each incoming migration, from its beginning until its source knows how it ended, in a folder beside the daemon's socket (a tmpfs normally: when the host goes
 //! down its VMs do too, and nothing is left to be decided). The file is replaced whole, never changed.
 
 use std::{
@@ -22,6 +22,10 @@ pub enum Decision {
     Loading,
     /// The guest is to run here, and nowhere else.
     Committed,
+    /// It has been let run here. What has become of it since is no business of the migration.
+    Completed,
+    /// It will never run here.
+    GivenUp,
 }
 
 /// An entry of the journal.

@@ -15,7 +15,8 @@
 //!    the price of never running twice; it takes a link that breaks within one round trip, and lasts until the link is back.
 //!
 //! A destination whose daemon was killed in that moment answers when it is back: what it committed to is written down before it acts (see
-//! [`super::journal`]), and its own guard lets the guest run meanwhile.
+//! [`super::journal`]), and its own guard lets the guest run meanwhile. How it ended stays written down until the source has said that it knows, or
+//! for an hour: a daemon that is asked for a migration it does not know cannot say anything, and the source would wait for ever.
 //!
 //! [`HandOver`]: memdex_wire::transfer::ToDestination::HandOver
 

@@ -39,6 +39,8 @@ pub enum ToDestination {
     Abort(String),
     /// Still there?
     Ping,
+    /// The source knows that the guest runs at the destination, and will not ask.
+    Heard,
 }
 
 /// What the destination says.
@@ -183,6 +185,7 @@ impl ToDestination {
             Self::HandOver { run } => Writer::new(7).put(&[u8::from(*run)]).end(),
             Self::Abort(why) => Writer::new(8).put(cut(why)).end(),
             Self::Ping => Writer::new(9).end(),
+            Self::Heard => Writer::new(10).end(),
         }
     }
 
@@ -220,6 +223,7 @@ impl ToDestination {
             },
             8 => Ok(Self::Abort(reason(body))),
             9 => empty(body, Self::Ping),
+            10 => empty(body, Self::Heard),
             _ => error(format!("a source does not send frames of kind {kind}")),
         }
     }

@@ -23,6 +23,7 @@
 //! | 7 | `hand_over` | source | `u8` 1 if the guest is to run, 0 if it was paused |
 //! | 8 | `abort` | source | UTF-8, why |
 //! | 9 | `ping` | source | – |
+//! | 10 | `heard` | source | –: it knows that the guest runs at the destination, and will not ask |
 //! | 65 | `ready` | destination | JSON, [`Ready`] |
 //! | 66 | `need` | destination | `u32` batch · n × `u16` position in the batch: send these |
 //! | 67 | `done` | destination | `u32` batch: every page of it is in place, but for those withdrawn |

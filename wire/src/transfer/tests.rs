@@ -64,6 +64,7 @@ fn other_frames_round_trip() {
         ToDestination::HandOver { run: true },
         ToDestination::Abort("because".to_owned()),
         ToDestination::Ping,
+        ToDestination::Heard,
     ] {
         let bytes = frame.encode();
         let (kind, body) = body(&bytes);

@@ -43,6 +43,8 @@ use session::{Failure, Parts};
 const LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for QEMU to load its device state.
 const LOADING: Duration = Duration::from_secs(30);
+/// How long a VMM that is ending may take, with all its memory to be given back.
+const ENDING: Duration = Duration::from_secs(5);
 /// Longest wait for the tracker to stand aside.
 const ASIDE: Duration = Duration::from_secs(20);
 
@@ -153,14 +155,21 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
         agreed: false,
         device: None,
         loaded: false,
+        known: false,
     };
     let result = destination.live(&hello, ready, &mut frames).await;
     destination.end(result).await;
     speaker.close().await;
-    // The source closes when it has heard what it has to hear; until then the journal knows.
-    let last = async { while let Some(Ok(_)) = frames.recv().await {} };
+    let last = async {
+        while let Some(Ok(frame)) = frames.recv().await {
+            destination.known |= matches!(frame, ToDestination::Abort(_) | ToDestination::Heard);
+        }
+    };
     let _ = timeout(SILENCE, last).await;
-    shared.journal.remove(record.id());
+    // A source that may have handed over, and has not said that it knows the end, may ask until it is forgotten.
+    if destination.known || !destination.loaded {
+        shared.journal.remove(record.id());
+    }
 }
 
 /// Serves a data connection to its end.
@@ -184,6 +193,8 @@ struct Destination {
     /// Our end of what QEMU reads its device state from.
     device: Option<UnixStream>,
     loaded: bool,
+    /// The source knows how it ended.
+    known: bool,
 }
 
 impl Destination {
@@ -290,8 +301,11 @@ impl Destination {
                 self.take_over(run).await?;
                 return Ok(true);
             }
-            ToDestination::Abort(why) => return Err(why),
-            ToDestination::Hello(_) | ToDestination::Ping => {
+            ToDestination::Abort(why) => {
+                self.known = true;
+                return Err(why);
+            }
+            ToDestination::Hello(_) | ToDestination::Ping | ToDestination::Heard => {
                 return Err("the source says something out of turn".to_owned());
             }
         }
@@ -320,7 +334,7 @@ impl Destination {
         self.record().enter(Phase::DeviceState);
         // A QEMU that has begun to read device state cannot wait for another one.
         self.order(vec![Step::new("quit")])?;
-        self.write_journal(Decision::Loading, true)?;
+        self.write_journal(Decision::Loading)?;
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|error| error.to_string())?;
         ours.set_nonblocking(true).map_err(|error| error.to_string())?;
         self.device = Some(UnixStream::from_std(ours).map_err(|error| error.to_string())?);
@@ -348,18 +362,27 @@ impl Destination {
             return Err("the source hands over what has not been loaded".to_owned());
         }
         self.record().enter(Phase::HandingOver);
+        // The source still has the guest, and the last look is a while ago.
+        let vmm = Process::open(self.session.vm.process()).map_err(|_| GONE.to_owned())?;
         if !self.incoming.verdict.commit() {
             return Err("it was called off before it was handed over".to_owned());
         }
         // Before anything is done about it: who comes after, and who asks, must know.
-        self.write_journal(Decision::Committed, run)?;
+        if let Some(entry) = &mut self.entry {
+            entry.run = run;
+        }
+        self.write_journal(Decision::Committed)?;
         self.order(if run { vec![Step::run()] } else { Vec::new() })?;
         if run {
             let monitor = self.monitor.get_mut();
-            if let Err(error) = monitor.cont().await
-                && monitor.status().await.is_ok_and(|state| state != "running")
-            {
-                return Err(format!("the guest could not be let run here: {error}"));
+            if let Err(error) = monitor.cont().await {
+                let may_run = match monitor.status().await {
+                    Ok(state) => state == "running",
+                    Err(_) => lives_on(&vmm).await,
+                };
+                if !may_run {
+                    return Err(format!("the guest could not be let run here: {error}"));
+                }
             }
         }
         Ok(())
@@ -367,11 +390,14 @@ impl Destination {
 
     /// Leaves everything as it has to be.
     async fn end(&mut self, result: Result<(), Failure>) {
-        let session = &self.session;
+        let session = Arc::clone(&self.session);
         let committed = !self.incoming.verdict.abort();
         match &result {
             Ok(()) => {
                 self.incoming.record.end(Outcome::Completed, "the guest runs on this host");
+                if let Err(error) = self.write_journal(Decision::Completed) {
+                    self.record().say(error);
+                }
                 let _ = self.speaker.say(&ToSource::Running).await;
                 // QEMU's next migration is not ours to shape.
                 let _ = self.monitor.get_mut().ignore_shared(false).await;
@@ -381,10 +407,15 @@ impl Destination {
                     let _ = self.monitor.get_mut().quit().await;
                 } else {
                     let _ = self.monitor.get_mut().ignore_shared(false).await;
-                    let ram = Arc::clone(session);
+                    let ram = Arc::clone(&session);
                     // It is of no use to anybody, and it is memory.
                     let _ =
                         blocking(move || ram.ram.punch(0..u32::MAX).map_err(|error| error.to_string())).await;
+                }
+                if self.loaded
+                    && let Err(error) = self.write_journal(Decision::GivenUp)
+                {
+                    self.record().say(error);
                 }
                 let outcome = if session.failure().is_some() { Outcome::Failed } else { Outcome::Aborted };
                 self.incoming.record.end(outcome, why.clone());
@@ -407,15 +438,24 @@ impl Destination {
         guard.order(&Orders { vm, steps, ..Orders::default() }).map_err(|error| no_guard(&error))
     }
 
-    fn write_journal(&mut self, decision: Decision, run: bool) -> Result<(), Failure> {
+    fn write_journal(&mut self, decision: Decision) -> Result<(), Failure> {
         let entry = self.entry.as_mut().ok_or("there is no journal")?;
-        (entry.decision, entry.run) = (decision, run);
+        entry.decision = decision;
         self.shared.journal.write(entry).map_err(|error| format!("the journal cannot be written: {error}"))
     }
 
     async fn say(&self, frame: &ToSource) -> Result<(), Failure> {
         self.speaker.say(frame).await.map_err(|error| error.to_string())
     }
+}
+
+/// Whether a VMM of which the monitor is lost still lives: its connections close a moment before it has ended.
+async fn lives_on(vmm: &Process) -> bool {
+    let begun = Instant::now();
+    while vmm.alive() && begun.elapsed() < ENDING {
+        tokio::time::sleep(LOOK).await;
+    }
+    vmm.alive()
 }
 
 const GONE: &str = "the waiting VM at the destination has ended";

@@ -362,6 +362,8 @@ impl Outgoing {
             Err(error) => Ok(Some(Err(error))),
         };
         if let Ok(Some(Ok(ToSource::Running))) = heard {
+            // If that is lost, the destination remembers for nothing.
+            let _ = timeout(BEAT, self.copier.speaker.say(&ToDestination::Heard)).await;
             return Ok(());
         }
         let record = Arc::clone(&self.copier.record);
