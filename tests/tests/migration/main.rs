@@ -4,7 +4,10 @@
 //! - [`kills`], [`broken_link`], [`no_convergence`], [`calling_off`]: something does. What has to hold afterwards, whatever it was, is in [`stage`].
 
 mod broken_link;
+mod calling_off;
 mod hosts;
 mod kills;
+mod no_convergence;
+mod no_room;
 mod stage;
 mod there_and_back;

@@ -340,8 +340,10 @@ impl Outgoing {
             }
             Err(stop) => {
                 let (Stop::Aborted(why) | Stop::Failed(why)) = &stop;
-                let _ = timeout(BEAT, self.copier.speaker.say(&ToDestination::Abort(why.clone()))).await;
-                match self.put_back().await {
+                let (speaker, abort) = (self.copier.speaker.clone(), ToDestination::Abort(why.clone()));
+                // The guest does not wait until a link that may be silent has taken it.
+                let (_, put_back) = tokio::join!(timeout(BEAT, speaker.say(&abort)), self.put_back());
+                match put_back {
                     Ok(()) => Err(stop),
                     Err(trouble) => Err(Stop::Failed(format!("{why}; {trouble}"))),
                 }

@@ -152,7 +152,8 @@ impl Stage {
     pub fn move_on(&mut self) {
         let waiting = self.waiting();
         let to = tcp(self.there());
-        let (report, code) = migrate(self.here(), &self.guest.name, &to, &waiting.name, &[]);
+        let (report, code) =
+            migrate(self.here(), &self.guest.name, &to, &waiting.name, &["--on-no-converge", "stop"]);
         assert_eq!(code, Some(0), "a migration after the fault does not work: {report}");
         let entry = judge::journal(self.there()).join(report["id"].as_str().expect("its id"));
         wait::until("the destination to forget what its source has heard", Duration::from_secs(5), || {

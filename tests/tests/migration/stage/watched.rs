@@ -65,6 +65,15 @@ impl Watched {
         }
     }
 
+    /// Fails if somebody stops the guest now and then: a throttle does so every tenth of a second.
+    pub fn is_left_alone(&mut self) {
+        assert!(self.look(), "the guest runs");
+        let before = self.spans.len();
+        // What is not to happen cannot be waited for.
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(self.look() && self.spans.len() == before, "the guest is still held back: {:?}", self.spans);
+    }
+
     /// Whether QEMU has ended.
     pub fn is_gone(&mut self) -> bool {
         self.look();
