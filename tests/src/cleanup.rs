@@ -83,6 +83,16 @@ impl Scratch {
         command
     }
 
+    /// Living processes of this test whose first argument is this: `guard` for those that `memdexd` leaves beside a VM.
+    #[must_use]
+    pub fn processes_with(&self, argument: &str) -> Vec<u32> {
+        let first = |pid: &u32| {
+            let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command_line.split(|byte| *byte == 0).nth(1).is_some_and(|word| word == argument.as_bytes())
+        };
+        self.processes().into_iter().map(|(pid, _)| pid).filter(first).collect()
+    }
+
     /// Living processes that carry the mark.
     fn processes(&self) -> Vec<(u32, String)> {
         let wanted = format!("{MARK}={}", self.mark);

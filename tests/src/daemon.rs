@@ -47,6 +47,8 @@ pub struct Daemon {
     port: Option<u16>,
     token_file: PathBuf,
     log: PathBuf,
+    name: String,
+    options: Options,
 }
 
 impl Daemon {
@@ -63,12 +65,27 @@ impl Daemon {
     #[must_use]
     pub fn start_with(scratch: &Scratch, name: &str, options: &Options) -> Self {
         let mut daemon = Self::launch(scratch, name, options);
-        wait::until(&format!("{name} to be ready"), STARTUP, || {
-            assert!(daemon.process.is_running(), "{name} ended at start");
-            let answer = http::unix(&daemon.socket, "GET", "/readyz", &[]).ok()?;
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Starts the program anew once it has ended, as a service manager would: same sockets, token and arguments.
+    ///
+    /// # Panics
+    /// If it is not ready in time.
+    pub fn restart(&mut self, scratch: &Scratch) {
+        self.process.kill();
+        self.process =
+            spawn(scratch, &self.name, &self.options, &self.socket, self.port, &self.token_file, &self.log);
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&mut self) {
+        wait::until(&format!("{} to be ready", self.name), STARTUP, || {
+            assert!(self.process.is_running(), "{} ended at start", self.name);
+            let answer = http::unix(&self.socket, "GET", "/readyz", &[]).ok()?;
             (answer.status == 200).then_some(())
         });
-        daemon
     }
 
     /// Starts a daemon and does not wait; for daemons that are expected to refuse to run.
@@ -81,25 +98,8 @@ impl Daemon {
         let log = scratch.path(&format!("{name}.log"));
         let token_file = options.token_file.clone().unwrap_or_else(|| scratch.path(&format!("{name}.token")));
         let port = options.tcp.then(free_port);
-        let mut command = scratch.command(binary("memdexd"));
-        command.args(["--listen", &format!("unix:{}", socket.display())]);
-        if let Some(port) = port {
-            command.args(["--listen", &format!("tcp://127.0.0.1:{port}")]);
-        }
-        let include =
-            if options.include.is_empty() { scratch.globs(&["*"]) } else { options.include.clone() };
-        for glob in include {
-            command.args(["--include", &glob]);
-        }
-        command.args(&options.arguments);
-        command.env("MEMDEX_TOKEN_FILE", &token_file);
-        if std::env::var_os("RUST_LOG").is_none() {
-            command.env("RUST_LOG", "info,indexer=debug");
-        }
-        let file = File::options().create(true).append(true).open(&log).expect("a log file can be made");
-        command.stdin(std::process::Stdio::null());
-        command.stdout(file.try_clone().expect("a descriptor can be copied")).stderr(file);
-        Self { process: Process::start(name, &mut command), socket, port, token_file, log }
+        let process = spawn(scratch, name, options, &socket, port, &token_file, &log);
+        Self { process, socket, port, token_file, log, name: name.to_owned(), options: options.clone() }
     }
 
     /// Its process, for tests that interfere with it.
@@ -143,6 +143,12 @@ impl Daemon {
         &self.token_file
     }
 
+    /// Its log's file.
+    #[must_use]
+    pub fn log_file(&self) -> &Path {
+        &self.log
+    }
+
     /// Everything it has logged.
     #[must_use]
     pub fn log(&self) -> String {
@@ -156,6 +162,15 @@ impl Daemon {
     #[must_use]
     pub fn get(&self, path: &str) -> http::Answer {
         http::unix(&self.socket, "GET", path, &[]).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// `memdex --host THIS …` as a command that has not been started; it belongs to the test of `scratch`.
+    #[must_use]
+    pub fn memdex_command(&self, scratch: &Scratch, arguments: &[&str]) -> std::process::Command {
+        let mut command = scratch.command(binary("memdex"));
+        command.args(["--host", &self.url()]).args(arguments).env("MEMDEX_TOKEN_FILE", &self.token_file);
+        command.env_remove("MEMDEX_HOST");
+        command
     }
 
     /// Runs `memdex --host THIS …` to its end.
@@ -277,6 +292,36 @@ impl Drop for Daemon {
             }
         }
     }
+}
+
+/// The program itself.
+fn spawn(
+    scratch: &Scratch,
+    name: &str,
+    options: &Options,
+    socket: &Path,
+    port: Option<u16>,
+    token_file: &Path,
+    log: &Path,
+) -> Process {
+    let mut command = scratch.command(binary("memdexd"));
+    command.args(["--listen", &format!("unix:{}", socket.display())]);
+    if let Some(port) = port {
+        command.args(["--listen", &format!("tcp://127.0.0.1:{port}")]);
+    }
+    let include = if options.include.is_empty() { scratch.globs(&["*"]) } else { options.include.clone() };
+    for glob in include {
+        command.args(["--include", &glob]);
+    }
+    command.args(&options.arguments);
+    command.env("MEMDEX_TOKEN_FILE", token_file);
+    if std::env::var_os("RUST_LOG").is_none() {
+        command.env("RUST_LOG", "info,indexer=debug");
+    }
+    let file = File::options().create(true).append(true).open(log).expect("a log file can be made");
+    command.stdin(std::process::Stdio::null());
+    command.stdout(file.try_clone().expect("a descriptor can be copied")).stderr(file);
+    Process::start(name, &mut command)
 }
 
 /// Runs `memdex --host URL …` to its end.

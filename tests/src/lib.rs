@@ -6,6 +6,7 @@
 //! - [`Scratch`]: one test's files and processes; checks at the end that nothing is left over.
 //! - [`Daemon`]: a real `memdexd` and the `memdex` command that talks to it.
 //! - [`Tiny`]: a KVM guest that writes the pages it is told to. [`Qemu`]: real QEMU guests.
+//! - [`relay`]: a link between two hosts that counts, and breaks when it is told to.
 //! - [`oracle`]: reads a guest's RAM behind memdex's back and compares every page with the map.
 
 pub mod address_space;
@@ -18,6 +19,7 @@ pub mod oracle;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
+pub mod relay;
 pub mod tiny;
 pub mod wait;
 

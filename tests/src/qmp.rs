@@ -76,6 +76,14 @@ impl Qmp {
         self.events.drain(..).collect()
     }
 
+    /// The events that are left of a QEMU that has ended.
+    pub fn last_events(&mut self) -> Vec<Event> {
+        while let Ok(mut message) = self.read() {
+            self.keep(&mut message);
+        }
+        self.take_events()
+    }
+
     /// Anything that is no answer is an event.
     fn keep(&mut self, message: &mut Value) {
         let part = |name: &str| message["timestamp"][name].as_u64().unwrap_or(0);

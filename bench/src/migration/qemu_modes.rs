@@ -6,13 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memdex_tests::{Qemu, qmp::Event};
+use memdex_tests::{Qemu, qmp::Event, relay::Relay};
 use serde_json::{Value, json};
 
 use super::{
     Cap, Run,
     pair::{Pair, now, when},
-    relay::Relay,
 };
 
 /// A migration that takes longer does not converge.

@@ -1,4 +1,13 @@
 //! Live migration with real guests: `memdex migrate` moves a running VM, and the guest's own check of its memory never fails.
+//!
+//! - [`there_and_back`]: nothing goes wrong.
+//! - [`kills`], [`broken_link`], [`no_convergence`], [`calling_off`]: something does. What has to hold afterwards, whatever it was, is in [`stage`].
 
+mod broken_link;
+mod calling_off;
 mod hosts;
+mod kills;
+mod no_convergence;
+mod no_room;
+mod stage;
 mod there_and_back;

@@ -28,7 +28,7 @@ use crate::migrate::{
 /// Time from one look at what is going on to the next.
 const LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for the tracker to stand aside.
-const ASIDE: Duration = Duration::from_secs(20);
+pub(super) const ASIDE: Duration = Duration::from_secs(20);
 
 /// One incoming migration, past its checks.
 pub(super) struct Conversation {
@@ -185,6 +185,10 @@ impl Conversation {
             return Err("the source hands over what has not been loaded".to_owned());
         }
         self.record().enter(Phase::HandingOver);
+        // The source still has the guest, and the last look is a while ago.
+        if !self.waiting.alive() {
+            return Err(GONE.to_owned());
+        }
         if !self.incoming.verdict.commit() {
             return Err("it was called off before it was handed over".to_owned());
         }
@@ -235,7 +239,7 @@ impl Conversation {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned()))

@@ -9,7 +9,10 @@ use std::{
 
 use memdex_wire::migration::{Direction, Outcome};
 
-use super::Incoming;
+use super::{
+    Incoming,
+    conversation::{ASIDE, blocking},
+};
 use crate::{
     map::Layout,
     memory::Ram,
@@ -95,10 +98,18 @@ async fn empty(shared: &Shared, entry: &Entry) {
     let id = entry.process().to_string();
     while begun.elapsed() < PATIENCE && Process::open(entry.process()).is_ok() {
         if let Ok(vm) = shared.host.find(&id) {
+            // Holes that are made are no writes: who watches has to look away meanwhile.
+            if vm.stand_aside(ASIDE).await.is_err() {
+                continue;
+            }
             let descriptor = vm.descriptor();
-            let layout = Layout::of(&descriptor.regions);
-            let emptied = Ram::open(descriptor.process, &descriptor.regions, &layout)
-                .and_then(|ram| ram.punch(0..u32::MAX).map_err(|error| error.to_string()));
+            let emptied = blocking(move || {
+                let layout = Layout::of(&descriptor.regions);
+                let ram = Ram::open(descriptor.process, &descriptor.regions, &layout)?;
+                ram.punch(0..u32::MAX).map_err(|error| error.to_string())
+            });
+            let emptied = emptied.await;
+            vm.come_back();
             if let Err(why) = emptied {
                 tracing::warn!(vm = entry.name, why, "the memory of a migration that was broken off");
             }

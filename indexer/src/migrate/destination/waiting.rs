@@ -32,7 +32,7 @@ const LOADING: Duration = Duration::from_secs(30);
 /// How long is tried to get the guest to run.
 const RUNNING: Duration = Duration::from_secs(10);
 /// How long a VMM that is told to end may take.
-const ENDING: Duration = Duration::from_secs(2);
+const ENDING: Duration = Duration::from_secs(5);
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
 

@@ -1,0 +1,157 @@
+//! Protects a guest that moves from the link between the two hosts: cut, silent, or gone in the very moment in which the guest is handed over.
+
+use std::time::{Duration, Instant};
+
+use memdex_tests::{
+    relay::{Relay, Trap},
+    wait,
+};
+use memdex_wire::transfer::{ToDestination, ToSource};
+
+use crate::stage::{
+    CHECK, Moving, Stage,
+    judge::{RUNS_AGAIN, Runs},
+    moment::{Tail, runs},
+    shown,
+    watched::Watched,
+};
+
+/// Runs of each kind.
+const FEW: usize = 4;
+/// A migration takes about so long with [`SLOW`].
+const WHOLE: Duration = Duration::from_millis(1600);
+const SLOW: [&str; 4] = ["--max-bandwidth", "25M", "--downtime", "300ms"];
+/// The guest stands still for at most ten seconds before it is handed over; and a moment until it runs again.
+const BLACKOUT: Duration = Duration::from_secs(13);
+
+impl Stage {
+    /// A relay to the other host.
+    fn relay(&self) -> Relay {
+        let port = self.there().port();
+        Relay::to(([127, 0, 0, 1], port).into()).expect("a relay")
+    }
+
+    fn begin_through(&mut self, relay: &Relay, waiting: &Watched, more: &[&str]) -> Moving {
+        self.begin(waiting, &format!("tcp://{}", relay.address()), more)
+    }
+
+    fn phase(&self, id: &str) -> String {
+        let document = shown(self.here(), id).unwrap_or_default();
+        document["phase"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+#[test]
+fn guest_survives_a_cut_at_any_moment() {
+    let mut stage = Stage::new("cut", &CHECK);
+    for run in 0..runs(FEW) {
+        let moment = stage.chance.moment(run, WHOLE);
+        eprintln!("run {run}: {moment:?}");
+        let (relay, waiting) = (stage.relay(), stage.waiting());
+        let mut log = Tail::of(stage.here().log_file());
+        let moving = stage.begin_through(&relay, &waiting, &SLOW);
+        moment.wait(&mut log);
+        relay.cut();
+        // The link is gone for any while.
+        std::thread::sleep(stage.chance.duration(Duration::from_secs(1)));
+        relay.mend();
+        stage.judge(waiting, &moving.id);
+    }
+}
+
+#[test]
+fn short_silence_of_the_link_does_no_harm() {
+    let mut stage = Stage::new("hush", &CHECK);
+    for run in 0..runs(FEW) {
+        let moment = stage.chance.moment(run, WHOLE);
+        eprintln!("run {run}: {moment:?}");
+        let (relay, mut waiting) = (stage.relay(), stage.waiting());
+        let mut log = Tail::of(stage.here().log_file());
+        let moving = stage.begin_through(&relay, &waiting, &SLOW);
+        moment.wait(&mut log);
+        relay.stall();
+        std::thread::sleep(stage.chance.duration(Duration::from_secs(3)));
+        relay.mend();
+        assert_eq!(stage.ended(&moving.id)[0].as_ref().expect("it is known")["outcome"], "completed");
+        assert_eq!(stage.runs(&mut waiting, RUNS_AGAIN), Runs::There);
+        stage.judge(waiting, &moving.id);
+    }
+}
+
+#[test]
+fn silent_link_never_keeps_the_guest_standing_still() {
+    let mut stage = Stage::new("still", &CHECK);
+    for run in 0..runs(2) {
+        let moment = stage.chance.moment(run + 1, WHOLE);
+        eprintln!("run {run}: {moment:?}");
+        let (relay, mut waiting) = (stage.relay(), stage.waiting());
+        let mut log = Tail::of(stage.here().log_file());
+        let moving = stage.begin_through(&relay, &waiting, &SLOW);
+        moment.wait(&mut log);
+        relay.stall();
+        let begun = Instant::now();
+        wait::until("the guest to run, or to be handed over", BLACKOUT, || {
+            let ended =
+                shown(stage.here(), &moving.id).is_some_and(|document| !document["outcome"].is_null());
+            (ended || begun.elapsed() > RUNS_AGAIN || stage.phase(&moving.id) == "handing_over").then_some(())
+        });
+        if stage.phase(&moving.id) == "handing_over" {
+            eprintln!("  it was being handed over");
+            assert!(!(stage.guest.look() && waiting.look()));
+        } else {
+            stage.runs(&mut waiting, Duration::from_secs(1));
+        }
+        relay.mend();
+        stage.judge(waiting, &moving.id);
+    }
+}
+
+/// Breaks the link at a message, and has the destination's daemon killed meanwhile or not.
+fn breaks_at(stage: &mut Stage, message: Vec<u8>, arrives: bool, cut: bool, kill: bool) -> Runs {
+    let (relay, mut waiting) = (stage.relay(), stage.waiting());
+    relay.set(Trap { message, arrives, cut });
+    let moving = stage.begin_through(&relay, &waiting, &[]);
+    wait::until("the message", Duration::from_secs(20), || relay.has_sprung().then_some(()));
+    if kill {
+        // What it has decided is written down, and it has to be asked when it is back.
+        let bound = Duration::from_secs(20);
+        wait::until("the destination to notice", bound, || {
+            shown(stage.there(), &moving.id).filter(|document| !document["outcome"].is_null())
+        });
+        let there = 1 - stage.at;
+        stage.hosts[there].kill();
+        stage.hosts[there].restart(&stage.scratch);
+    }
+    relay.mend();
+    let runs = stage.runs(&mut waiting, Duration::from_secs(30));
+    stage.judge(waiting, &moving.id);
+    runs
+}
+
+#[test]
+fn guest_runs_once_wherever_the_hand_over_is_cut() {
+    let mut stage = Stage::new("over", &CHECK);
+    let hand_over = ToDestination::HandOver { run: true }.encode();
+    for message in [
+        ToDestination::PrepareDevice.encode(),
+        ToSource::DeviceReady.encode(),
+        ToDestination::DeviceEnd.encode(),
+        ToSource::DeviceLoaded.encode(),
+        hand_over.clone(),
+    ] {
+        eprintln!("cut before {message:?}");
+        assert_eq!(breaks_at(&mut stage, message, false, true, false), Runs::Here);
+    }
+    eprintln!("cut after the hand-over");
+    assert_eq!(breaks_at(&mut stage, hand_over, true, true, false), Runs::There);
+    eprintln!("cut before the answer to it");
+    assert_eq!(breaks_at(&mut stage, ToSource::Running.encode(), false, true, false), Runs::There);
+}
+
+#[test]
+fn answer_is_not_forgotten_when_the_destination_daemon_dies_before_it_is_asked() {
+    let mut stage = Stage::new("memo", &CHECK);
+    let hand_over = ToDestination::HandOver { run: true }.encode();
+    assert_eq!(breaks_at(&mut stage, hand_over, false, true, true), Runs::Here);
+    assert_eq!(breaks_at(&mut stage, ToSource::Running.encode(), false, true, true), Runs::There);
+}
