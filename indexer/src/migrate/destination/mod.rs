@@ -20,7 +20,7 @@ use migrate_client::Channel;
 use tokio::{
     io::AsyncWriteExt,
     net::UnixStream,
-    sync::Mutex as AsyncMutex,
+    sync::{Mutex as AsyncMutex, Semaphore},
     time::{interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,8 @@ pub(crate) use recover::recover;
 pub(crate) use session::Session;
 use session::{Failure, Parts};
 
+/// Data connections of one migration at most.
+const MAX_STREAMS: usize = 16;
 /// Time from one look at what is going on to the next.
 const LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for QEMU to load its device state.
@@ -71,6 +73,8 @@ pub(crate) struct Incoming {
     pub(crate) verdict: Verdict,
     pub(crate) stop: CancellationToken,
     session: Mutex<Option<Arc<Session>>>,
+    /// Each data connection has a thread and buffers of its own.
+    streams: Semaphore,
 }
 
 impl Incoming {
@@ -81,6 +85,7 @@ impl Incoming {
             verdict: Verdict::default(),
             stop: CancellationToken::new(),
             session: Mutex::new(None),
+            streams: Semaphore::new(0),
         };
         incoming.stop.cancel();
         incoming
@@ -127,6 +132,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
         verdict: Verdict::default(),
         stop: stop.clone(),
         session: Mutex::new(None),
+        streams: Semaphore::new(MAX_STREAMS),
     });
     if let Err(why) = shared.admit_incoming(&incoming, vm.id()) {
         let _ = speaker.say(&ToSource::Fail(why)).await;
@@ -175,6 +181,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
 /// Serves a data connection to its end.
 pub(crate) async fn stream(incoming: &Incoming, io: Box<dyn Channel>) {
     let Some(session) = incoming.session() else { return };
+    let Ok(_place) = incoming.streams.try_acquire() else { return };
     let io = Counted::new(io, Arc::clone(&incoming.record.wire));
     let runtime = tokio::runtime::Handle::current();
     let _ = tokio::task::spawn_blocking(move || stream::receive(&session, io, &runtime)).await;

@@ -12,7 +12,10 @@ use memdex_wire::{
     Fingerprint,
     transfer::{MAX_BLOCK_PAGES, MAX_OFFER, ToDestination, ToSource, ZERO},
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -26,6 +29,8 @@ use crate::migrate::{
     record::Record,
 };
 
+/// A destination that owes an answer and takes no pages for so long is stuck. It may need half a minute to load device state.
+const STUCK: Duration = Duration::from_secs(40);
 /// Offers that are open at once: enough to keep a long link busy.
 const WINDOW: usize = 6;
 
@@ -141,7 +146,7 @@ impl Copier {
 
     /// Waits for what the destination says next, and acts on it.
     async fn next_frame(&mut self, left: usize) -> Result<(), Stop> {
-        match self.hear().await? {
+        match self.progress().await? {
             ToSource::Need { batch, positions } => self.queue(batch, &positions),
             ToSource::Done { batch } => {
                 let open = self.open.remove(&batch);
@@ -170,6 +175,23 @@ impl Copier {
         }
     }
 
+    /// The same, from a destination that owes an answer: one that lives but gets nowhere is not waited for.
+    pub(super) async fn progress(&mut self) -> Result<ToSource, Stop> {
+        loop {
+            let taken = self.streams.written.0.load(Relaxed);
+            match timeout(STUCK, self.hear()).await {
+                Ok(said) => return said,
+                Err(_) if self.streams.written.0.load(Relaxed) != taken => {}
+                Err(_) => {
+                    return Err(Stop::failed(format!(
+                        "the destination lives, but has got nowhere for {} seconds: see its log",
+                        STUCK.as_secs()
+                    )));
+                }
+            }
+        }
+    }
+
     /// The next thing the destination says. Ends early if anything has gone wrong, or somebody calls it off.
     pub(super) async fn hear(&mut self) -> Result<ToSource, Stop> {
         tokio::select! {
@@ -181,7 +203,7 @@ impl Copier {
             () = self.streams.stop.cancelled() => {
                 let failure = self.streams.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
                 // The destination may have said why it no longer takes anything.
-                if let Ok(Some(Ok(ToSource::Fail(why)))) = tokio::time::timeout(LAST_WORDS, self.frames.recv()).await {
+                if let Ok(Some(Ok(ToSource::Fail(why)))) = timeout(LAST_WORDS, self.frames.recv()).await {
                     return Err(Stop::failed(format!("the destination gave up: {}", migrate_client::printable(&why))));
                 }
                 Err(Stop::failed(failure.unwrap_or_else(|| "the data connections have ended".to_owned())))

@@ -74,7 +74,7 @@ impl Outgoing {
         record.enter(Phase::Comparing);
         let ours = self.copier.ledger.root();
         self.copier.speaker.say(&ToDestination::Digest(ours)).await?;
-        match self.copier.hear().await? {
+        match self.copier.progress().await? {
             ToSource::Digest(theirs) if theirs == ours => {}
             ToSource::Digest(_) => {
                 return Err(Stop::failed(
@@ -104,7 +104,7 @@ impl Outgoing {
     async fn device_state(&mut self) -> Result<u64, Stop> {
         let speaker = self.copier.speaker.clone();
         speaker.say(&ToDestination::PrepareDevice).await?;
-        if self.copier.hear().await? != ToSource::DeviceReady {
+        if self.copier.progress().await? != ToSource::DeviceReady {
             return Err(out_of_turn());
         }
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(Stop::failed)?;
@@ -133,7 +133,7 @@ impl Outgoing {
         }
         self.monitor.lock().await.migration_complete(deadline.into_std()).await.map_err(Stop::failed)?;
         speaker.say(&ToDestination::DeviceEnd).await?;
-        match self.copier.hear().await? {
+        match self.copier.progress().await? {
             ToSource::DeviceLoaded => Ok(sent),
             _ => Err(out_of_turn()),
         }
