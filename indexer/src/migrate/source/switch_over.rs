@@ -110,14 +110,26 @@ impl Outgoing {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(Stop::failed)?;
         ours.set_nonblocking(true).map_err(Stop::failed)?;
         let mut ours = UnixStream::from_std(ours).map_err(Stop::failed)?;
-        self.monitor.lock().await.send_state(theirs.as_fd()).await?;
-        // QEMU has its own descriptor now; ours would keep the end from being seen.
-        drop(theirs);
-        let mut sent = 0;
+        let monitor = std::sync::Arc::clone(&self.monitor);
+        // What QEMU writes has to be read before it has answered: its migration thread may get hold of QEMU's lock first, and keeps it while it
+        // waits for room in the socket. Then nobody is left in there to send the answer.
+        let tell = async move {
+            let told = monitor.lock().await.send_state(theirs.as_fd()).await;
+            // QEMU has its own descriptor now; ours would keep the end from being seen.
+            drop(theirs);
+            told
+        };
+        tokio::pin!(tell);
+        let (mut told, mut sent) = (false, 0);
         let deadline = tokio::time::Instant::now() + DEVICE;
         loop {
             let mut piece = Vec::with_capacity(MAX_DEVICE_PIECE);
             let read = tokio::select! {
+                result = &mut tell, if !told => {
+                    result?;
+                    told = true;
+                    continue;
+                }
                 read = tokio::time::timeout_at(deadline, ours.read_buf(&mut piece)) => read,
                 said = self.copier.hear() => return said.and_then(|_| Err(out_of_turn())),
             };
