@@ -12,5 +12,6 @@ mod lying_destination;
 mod lying_source;
 mod no_convergence;
 mod no_room;
+mod several;
 mod stage;
 mod there_and_back;
