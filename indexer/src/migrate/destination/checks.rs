@@ -75,10 +75,13 @@ pub(super) async fn look(host: &Host, hello: &Hello) -> Found {
     let ours: Vec<u64> = found.layout.regions().iter().map(|region| u64::from(region.pages)).collect();
     found.checks.push(check("layout", layout(&hello.regions, &ours)));
     let ram = Ram::open(descriptor.process, &descriptor.regions, &found.layout);
-    let alone = exclusive(descriptor.process, &descriptor.regions);
     let room = ram.as_ref().map_err(Clone::clone).and_then(|ram| room(ram, hello));
-    found.checks.push(check("destination_memory", alone.and(room)));
     found.ram = ram.ok();
+    // A look through all processes takes a while: beside the talk with the monitor.
+    let alone = {
+        let descriptor = Arc::clone(&descriptor);
+        tokio::task::spawn_blocking(move || exclusive(descriptor.process, &descriptor.regions))
+    };
     match Monitor::open(descriptor.process, hello.dest_qmp.as_deref().map(Path::new)).await {
         Ok(mut monitor) => {
             let state = state(&mut monitor).await;
@@ -99,6 +102,8 @@ pub(super) async fn look(host: &Host, hello: &Hello) -> Found {
         }
         Err(why) => found.checks.push(check("destination_monitor", Err::<String, _>(why))),
     }
+    let alone = alone.await.unwrap_or_else(|_| Err("this memdexd is stopping".to_owned()));
+    found.checks.push(check("destination_memory", alone.and(room)));
     found.vm = Some(vm);
     found
 }

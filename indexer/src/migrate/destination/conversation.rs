@@ -1,6 +1,6 @@
 //! What the source says, and what is done about it, in the order that is agreed.
 //!
-//! Owns that order: nothing is loaded before the digests agree, nothing is taken over before it is loaded, and whatever comes out of turn ends the
+//! Owns that order: no device state is taken before the digests agree, nothing is taken over before it is loaded, and whatever comes out of turn ends the
 //! migration.
 
 use std::{
@@ -132,14 +132,19 @@ impl Conversation {
             }
             ToDestination::Digest(theirs) => self.compare(theirs).await?,
             ToDestination::PrepareDevice => {
-                if !self.agreed || self.waiting.has_begun() {
+                if self.waiting.has_begun() {
                     return Err("device state is announced out of turn".to_owned());
                 }
-                self.record().enter(Phase::DeviceState);
                 self.waiting.begin_device().await?;
                 self.say(&ToSource::DeviceReady).await?;
             }
-            ToDestination::Device(bytes) => self.waiting.device(&bytes).await?,
+            ToDestination::Device(_) | ToDestination::DeviceEnd if !self.agreed => {
+                return Err("device state comes before the digests agree".to_owned());
+            }
+            ToDestination::Device(bytes) => {
+                self.record().enter(Phase::DeviceState);
+                self.waiting.device(&bytes).await?;
+            }
             ToDestination::DeviceEnd => {
                 self.waiting.end_device().await?;
                 self.say(&ToSource::DeviceLoaded).await?;
@@ -199,6 +204,16 @@ impl Conversation {
     pub(super) async fn end(self, result: Result<(), Failure>) {
         let Self { incoming, session, speaker, waiting, called_off, filled, .. } = self;
         let committed = !incoming.verdict.abort();
+        if result.is_ok() {
+            // The source waits for nothing but this.
+            let how = if waiting.runs() {
+                "the guest runs on this host"
+            } else {
+                "the guest is on this host, paused as it was"
+            };
+            incoming.record.end(Outcome::Completed, how);
+            let _ = speaker.say(&ToSource::Running).await;
+        }
         session.stop.cancel();
         // Nobody writes to the RAM file from here on.
         let ours = Arc::clone(&session);
@@ -213,13 +228,6 @@ impl Conversation {
         match result {
             Ok(()) => {
                 session.vm.come_back();
-                let how = if waiting.runs() {
-                    "the guest runs on this host"
-                } else {
-                    "the guest is on this host, paused as it was"
-                };
-                incoming.record.end(Outcome::Completed, how);
-                let _ = speaker.say(&ToSource::Running).await;
                 waiting.release(Decision::Completed).await;
             }
             Err(why) => {

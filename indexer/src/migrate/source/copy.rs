@@ -44,6 +44,8 @@ pub(super) struct Copier {
     pub(super) jobs: mpsc::UnboundedSender<Job>,
     /// Somebody calls it off.
     pub(super) abort: CancellationToken,
+    /// The destination has said that device state may come.
+    pub(super) device_ready: bool,
     open: HashMap<u32, Open>,
     next: u32,
 }
@@ -79,6 +81,7 @@ impl Copier {
             pace: parts.pace,
             jobs: parts.jobs,
             abort: parts.abort,
+            device_ready: false,
             open: HashMap::new(),
             next: 0,
         }
@@ -172,6 +175,10 @@ impl Copier {
                     progress.remaining_bytes = crate::units::bytes((left + waiting) as u64);
                     progress.compression_level = level;
                 });
+                Ok(())
+            }
+            ToSource::DeviceReady if !self.device_ready => {
+                self.device_ready = true;
                 Ok(())
             }
             _ => Err(Stop::failed("the destination says something out of turn")),

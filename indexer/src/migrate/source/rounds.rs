@@ -24,6 +24,10 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(50);
 /// What stopping, the last look at the page table and the device state take, whatever there is to send.
 const FIXED: Duration = Duration::from_millis(15);
+/// Stale pages that are not worth settling before the guest is stopped.
+const FEW: u64 = 64;
+/// Longest wait for them to be settled.
+const SETTLE: Duration = Duration::from_secs(60);
 /// What reading, hashing and writing one of the last pages takes, both ends together.
 const PAGE: Duration = Duration::from_micros(6);
 /// What a page on the wire takes before anything was measured, in bytes.
@@ -95,6 +99,7 @@ impl Rounds {
     pub(super) async fn run(&mut self, copier: &mut Copier) -> Result<(), Stop> {
         let began = Instant::now();
         let mut best = (u64::MAX, Instant::now(), 0u32);
+        let mut settled = false;
         let (mut gone_stale, mut dirty_rate, mut looked) = (self.gone_stale(), 0.0, Instant::now());
         loop {
             let before = rest(&self.vm.snapshot(), &copier.ledger);
@@ -111,7 +116,8 @@ impl Rounds {
                 ));
             }
             // Calls it off, and notices an end of the link, even if there is nothing to tell.
-            copier.idle(if before.differing.len() < 64 { PAUSE } else { Duration::ZERO }).await?;
+            let pause = if before.differing.len() < 64 && !settled { PAUSE } else { Duration::ZERO };
+            copier.idle(pause).await?;
             let rest = rest(&self.vm.snapshot(), &copier.ledger);
             let seconds = looked.elapsed().as_secs_f64();
             if seconds > 0.2 {
@@ -131,6 +137,15 @@ impl Rounds {
                 let indexed = self.vm.info().indexed;
                 indexed.total > 0 && indexed.done >= indexed.total
             };
+            if first_pass_done && needed <= self.downtime && rest.stale > FEW && !settled {
+                // Pages that are written now and then are looked at seldom. Once more all of them, so that few are left when the guest stands still.
+                settled = true;
+                self.vm
+                    .sync(SETTLE)
+                    .await
+                    .map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))?;
+                continue;
+            }
             if first_pass_done && needed <= self.downtime {
                 // Now, so that next to nothing is left to digest while the guest stands still.
                 copier.ledger.root();

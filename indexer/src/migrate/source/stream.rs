@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use memdex_wire::{
@@ -145,10 +145,8 @@ impl Sender<'_> {
         let encoded = head.encode();
         self.block[..encoded.len()].copy_from_slice(&encoded);
         self.streams.level.store(self.compressor.level().unsigned_abs() as u8, Relaxed);
-        let begun = Instant::now();
-        self.write()?;
+        let took = self.write()?;
         if !with.is_empty() {
-            let took = begun.elapsed();
             let least = self.streams.pace.rate().map_or(0.0, |rate| STREAMS as f64 / rate.max(1) as f64);
             let left = self.streams.left.load(Relaxed) / STREAMS as u64;
             self.compressor.sent(self.block.len(), took, least, left);
@@ -195,16 +193,19 @@ impl Sender<'_> {
         Ok((with, without))
     }
 
-    fn write(&mut self) -> Result<(), String> {
+    /// Sends the block when its time has come. Returns how long the link took for it.
+    fn write(&mut self) -> Result<Duration, String> {
         let (io, block, stop) = (&mut self.io, &self.block, &self.streams.stop);
         let wait = self.streams.pace.take(block.len());
         let write = async {
             if !wait.is_zero() {
                 sleep(wait).await;
             }
+            let begun = Instant::now();
             let write = async {
                 io.write_all(block).await?;
-                io.flush().await
+                io.flush().await?;
+                Ok(begun.elapsed())
             };
             timeout(SILENCE, write).await
         };
@@ -219,8 +220,8 @@ impl Sender<'_> {
             Some(Err(_)) => {
                 Err(format!("the destination has taken nothing for {} seconds", SILENCE.as_secs()))
             }
-            Some(Ok(Err(error))) => Err(format!("a data connection failed: {error}")),
-            Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err::<_, std::io::Error>(error))) => Err(format!("a data connection failed: {error}")),
+            Some(Ok(Ok(took))) => Ok(took),
         }
     }
 }

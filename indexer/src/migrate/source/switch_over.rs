@@ -62,6 +62,8 @@ impl Outgoing {
             }
         }
         let stopped = began.elapsed();
+        // Its answer comes while we are busy with something else.
+        self.copier.speaker.say(&ToDestination::PrepareDevice).await?;
 
         record.enter(Phase::Syncing);
         let mut rest = Err(0);
@@ -90,6 +92,10 @@ impl Outgoing {
         record.enter(Phase::Comparing);
         let ours = self.copier.ledger.root();
         self.copier.speaker.say(&ToDestination::Digest(ours)).await?;
+        // The first thing it was asked for since it was told to make ready.
+        if !self.copier.device_ready && self.copier.hear_in_time().await? != ToSource::DeviceReady {
+            return Err(out_of_turn());
+        }
         match self.copier.hear_in_time().await? {
             ToSource::Digest(theirs) if theirs == ours => {}
             ToSource::Digest(_) => {
@@ -116,24 +122,32 @@ impl Outgoing {
         Ok(())
     }
 
-    /// QEMU's device state, from its monitor to the other one's.
+    /// QEMU's device state, from its monitor to the other one's. The destination has been told to make ready for it.
     async fn device_state(&mut self) -> Result<u64, Stop> {
         let speaker = self.copier.speaker.clone();
-        speaker.say(&ToDestination::PrepareDevice).await?;
-        if self.copier.hear_in_time().await? != ToSource::DeviceReady {
-            return Err(out_of_turn());
-        }
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(Stop::failed)?;
         ours.set_nonblocking(true).map_err(Stop::failed)?;
         let mut ours = UnixStream::from_std(ours).map_err(Stop::failed)?;
-        self.monitor.lock().await.send_state(theirs.as_fd()).await?;
-        // QEMU has its own descriptor now; ours would keep the end from being seen.
-        drop(theirs);
-        let mut sent = 0;
+        let monitor = std::sync::Arc::clone(&self.monitor);
+        // What QEMU writes has to be read before it has answered: its migration thread may get hold of QEMU's lock first, and keeps it while it
+        // waits for room in the socket. Then nobody is left in there to send the answer.
+        let tell = async move {
+            let told = monitor.lock().await.send_state(theirs.as_fd()).await;
+            // QEMU has its own descriptor now; ours would keep the end from being seen.
+            drop(theirs);
+            told
+        };
+        tokio::pin!(tell);
+        let (mut told, mut sent) = (false, 0);
         let deadline = tokio::time::Instant::now() + DEVICE;
         loop {
             let mut piece = Vec::with_capacity(MAX_DEVICE_PIECE);
             let read = tokio::select! {
+                result = &mut tell, if !told => {
+                    result?;
+                    told = true;
+                    continue;
+                }
                 read = tokio::time::timeout_at(deadline, ours.read_buf(&mut piece)) => read,
                 said = self.copier.hear() => return said.and_then(|_| Err(out_of_turn())),
             };
@@ -147,9 +161,9 @@ impl Outgoing {
             }
             speaker.say(&ToDestination::Device(piece)).await?;
         }
-        self.monitor.lock().await.migration_complete(deadline.into_std()).await.map_err(Stop::failed)?;
         speaker.say(&ToDestination::DeviceEnd).await?;
-        // While the destination loads it: QEMU must not have written the guest's memory after it was compared.
+        // While the destination loads it: QEMU must have come to an end, and must not have written the guest's memory after it was compared.
+        self.monitor.lock().await.migration_complete(deadline.into_std()).await.map_err(Stop::failed)?;
         sync(&self.vm).await?;
         if !last(&self.vm, &self.copier.ledger).is_ok_and(|left| left.is_empty()) {
             return Err(Stop::failed("QEMU has changed the guest's memory while it saved its device state"));
