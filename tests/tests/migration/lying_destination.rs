@@ -64,6 +64,7 @@ const LIES: [Told; 11] = [
             while let Ok(said) = line.hear_source() {
                 match said {
                     ToDestination::Offer { batch, .. } => line.send(&ToSource::Done { batch }.encode()),
+                    ToDestination::PrepareDevice => line.send(&ToSource::DeviceReady.encode()),
                     ToDestination::Digest(_) => line.send(&ToSource::Digest([3; 32]).encode()),
                     _ => {}
                 }
@@ -80,6 +81,7 @@ const LIES: [Told; 11] = [
             while let Ok(said) = line.hear_source() {
                 match said {
                     ToDestination::Offer { batch, .. } => line.send(&ToSource::Done { batch }.encode()),
+                    ToDestination::PrepareDevice => line.send(&ToSource::DeviceReady.encode()),
                     ToDestination::Digest(_) => line.send(&ToSource::Running.encode()),
                     _ => {}
                 }
@@ -95,7 +97,7 @@ const LIES: [Told; 11] = [
         },
         "silent",
     ),
-    ("lives, and does nothing", listen, "has got nowhere"),
+    ("lives, and does nothing", listen, "has done nothing"),
 ];
 
 #[test]

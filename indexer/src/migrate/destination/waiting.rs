@@ -162,10 +162,12 @@ impl Waiting {
         // committed.
         self.order(Vec::new())?;
         self.note(Decision::Committed, run)?;
+        let settings = self.undo.iter().filter(|step| step.command != "cont").cloned();
+        let steps = run.then(Step::run).into_iter().chain(settings).collect();
+        self.order(steps)?;
         if !run {
             return Ok(());
         }
-        self.order(vec![Step::run()])?;
         let begun = Instant::now();
         let mut ran = false;
         loop {
@@ -192,13 +194,14 @@ impl Waiting {
 
     /// The end: it is left as it is, with the settings it was found with.
     pub(super) async fn release(mut self, decision: Decision) {
-        let run = self.entry.run;
-        if self.note(decision, run).is_err() {
-            tracing::warn!(vm = self.name, "the journal of migrations cannot be written");
-        }
         // QEMU's next migration is not ours to shape. Whether the guest runs is settled by now.
         for step in self.undo.iter().filter(|step| step.command != "cont" || decision == Decision::GivenUp) {
             let _ = self.monitor.tell_step(step).await;
+        }
+        // Only now: who comes after leaves it alone from here on.
+        let run = self.entry.run;
+        if self.note(decision, run).is_err() {
+            tracing::warn!(vm = self.name, "the journal of migrations cannot be written");
         }
         self.guard.release();
     }

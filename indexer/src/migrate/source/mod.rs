@@ -245,6 +245,7 @@ impl Outgoing {
         };
         let copied = rounds.run(&mut self.copier).await;
         rounds.end_throttle(&self.copier).await;
+        self.stopped = rounds.throttled > 0;
         copied?;
         if self.request.on_no_converge == OnNoConverge::Stop {
             return self.switch_over().await;
