@@ -379,7 +379,11 @@ impl Destination {
             entry.run = run;
         }
         self.write_journal(Decision::Committed)?;
-        self.order(if run { vec![Step::run()] } else { Vec::new() })?;
+        let mut steps = vec![Step::with(ignore_shared(false))];
+        if run {
+            steps.insert(0, Step::run());
+        }
+        self.order(steps)?;
         if run {
             let monitor = self.monitor.get_mut();
             if let Err(error) = monitor.cont().await {
@@ -402,12 +406,13 @@ impl Destination {
         match &result {
             Ok(()) => {
                 self.incoming.record.end(Outcome::Completed, "the guest runs on this host");
-                if let Err(error) = self.write_journal(Decision::Completed) {
-                    self.record().say(error);
-                }
                 let _ = self.speaker.say(&ToSource::Running).await;
                 // QEMU's next migration is not ours to shape.
                 let _ = self.monitor.get_mut().ignore_shared(false).await;
+                // Only now: who comes after leaves it alone from here on.
+                if let Err(error) = self.write_journal(Decision::Completed) {
+                    self.record().say(error);
+                }
             }
             Err(why) => {
                 if self.device.is_some() || committed {

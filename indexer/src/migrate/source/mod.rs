@@ -313,6 +313,8 @@ impl Outgoing {
         };
         let copied = rounds.run(&mut self.copier).await;
         rounds.end_throttle(&self.copier).await;
+        // A throttle that could not be taken back is a guest that stands still.
+        self.stopped = rounds.throttled > 0;
         copied?;
         if self.request.on_no_converge == OnNoConverge::Stop {
             return self.switch_over().await;
