@@ -19,7 +19,7 @@ const WHOLE: Duration = Duration::from_millis(1600);
 const SLOW: &str = "25M";
 
 /// What dies, and what has to hold then.
-type Kind = (&'static str, fn(&mut Stage, Moving, Watched));
+type Kind = (&'static str, fn(&mut Stage, &mut Moving, Watched));
 
 const KINDS: [Kind; 8] = [
     ("the source's daemon", source_daemon),
@@ -44,14 +44,14 @@ fn guest_runs_once_whatever_dies_while_it_moves() {
             let waiting = stage.waiting();
             let mut log = Tail::of(stage.here().log_file());
             let to = tcp(stage.there());
-            let moving = stage.begin(&waiting, &to, &["--max-bandwidth", SLOW, "--downtime", "300ms"]);
+            let mut moving = stage.begin(&waiting, &to, &["--max-bandwidth", SLOW, "--downtime", "300ms"]);
             moment.wait(&mut log);
-            kill(&mut stage, moving, waiting);
+            kill(&mut stage, &mut moving, waiting);
         }
     }
 }
 
-fn source_daemon(stage: &mut Stage, moving: Moving, mut waiting: Watched) {
+fn source_daemon(stage: &mut Stage, moving: &mut Moving, mut waiting: Watched) {
     let at = stage.at;
     stage.hosts[at].kill();
     // Nobody has started it again: the guard sees to the guest.
@@ -60,14 +60,14 @@ fn source_daemon(stage: &mut Stage, moving: Moving, mut waiting: Watched) {
     stage.judge(waiting, &moving.id);
 }
 
-fn destination_daemon(stage: &mut Stage, moving: Moving, waiting: Watched) {
+fn destination_daemon(stage: &mut Stage, moving: &mut Moving, waiting: Watched) {
     let there = 1 - stage.at;
     stage.hosts[there].kill();
     stage.hosts[there].restart(&stage.scratch);
     stage.judge(waiting, &moving.id);
 }
 
-fn both_daemons(stage: &mut Stage, moving: Moving, waiting: Watched) {
+fn both_daemons(stage: &mut Stage, moving: &mut Moving, waiting: Watched) {
     let first = stage.chance.below(2) as usize;
     stage.hosts[first].kill();
     stage.hosts[1 - first].kill();
@@ -76,7 +76,7 @@ fn both_daemons(stage: &mut Stage, moving: Moving, waiting: Watched) {
     stage.judge(waiting, &moving.id);
 }
 
-fn source_daemon_stops(stage: &mut Stage, moving: Moving, mut waiting: Watched) {
+fn source_daemon_stops(stage: &mut Stage, moving: &mut Moving, mut waiting: Watched) {
     let at = stage.at;
     stage.hosts[at].stop();
     stage.runs(&mut waiting, RUNS_AGAIN);
@@ -84,7 +84,7 @@ fn source_daemon_stops(stage: &mut Stage, moving: Moving, mut waiting: Watched) 
     stage.judge(waiting, &moving.id);
 }
 
-fn destination_daemon_stops(stage: &mut Stage, moving: Moving, waiting: Watched) {
+fn destination_daemon_stops(stage: &mut Stage, moving: &mut Moving, waiting: Watched) {
     let there = 1 - stage.at;
     stage.hosts[there].stop();
     stage.hosts[there].restart(&stage.scratch);
@@ -92,7 +92,7 @@ fn destination_daemon_stops(stage: &mut Stage, moving: Moving, waiting: Watched)
 }
 
 /// Whoever began it may go away.
-fn command(stage: &mut Stage, mut moving: Moving, mut waiting: Watched) {
+fn command(stage: &mut Stage, moving: &mut Moving, mut waiting: Watched) {
     moving.command.kill();
     let document = stage.ended(&moving.id)[0].clone().expect("the source knows it");
     assert_eq!(document["outcome"], "completed", "{document}");
@@ -100,7 +100,7 @@ fn command(stage: &mut Stage, mut moving: Moving, mut waiting: Watched) {
     stage.judge(waiting, &moving.id);
 }
 
-fn source_vmm(stage: &mut Stage, moving: Moving, mut waiting: Watched) {
+fn source_vmm(stage: &mut Stage, moving: &mut Moving, mut waiting: Watched) {
     stage.guest.kill();
     let documents = stage.ended(&moving.id);
     if documents[1].as_ref().is_some_and(|document| document["outcome"] == "completed") {
@@ -117,7 +117,7 @@ fn source_vmm(stage: &mut Stage, moving: Moving, mut waiting: Watched) {
     stage.boot_again();
 }
 
-fn destination_vmm(stage: &mut Stage, moving: Moving, mut waiting: Watched) {
+fn destination_vmm(stage: &mut Stage, moving: &mut Moving, mut waiting: Watched) {
     waiting.kill();
     let documents = stage.ended(&moving.id);
     if documents[1].as_ref().is_some_and(|document| document["outcome"] == "completed") {
