@@ -1,16 +1,14 @@
 //! Live migration, measured: how long it takes, how long the guest stands still, what crosses the wire.
 //!
-//! What crosses is counted at the socket, by [`memdex_tests::relay`].
-//!
-//! - [`pair`]: a guest and where it goes next.
+//! - [`relay`]: what it can do that counts what crosses. [`pair`]: a guest and where it goes next.
 //! - [`qemu_modes`]: QEMU's own migration, the baseline.
 
 mod pair;
 mod qemu_modes;
+mod relay;
 
 use std::fmt;
 
-use memdex_tests::relay;
 use pair::Pair;
 use qemu_modes::Mode;
 

@@ -16,8 +16,6 @@ use crate::stage::{
     watched::Watched,
 };
 
-/// Runs of each kind.
-const FEW: usize = 4;
 /// A migration takes about so long with [`SLOW`].
 const WHOLE: Duration = Duration::from_millis(1600);
 const SLOW: [&str; 4] = ["--max-bandwidth", "25M", "--downtime", "300ms"];
@@ -42,11 +40,17 @@ impl Stage {
 }
 
 #[test]
-fn guest_survives_a_cut_at_any_moment() {
-    let mut stage = Stage::new("cut", &CHECK);
-    for run in 0..runs(FEW) {
-        let moment = stage.chance.moment(run, WHOLE);
-        eprintln!("run {run}: {moment:?}");
+fn guest_survives_a_link_that_breaks_at_any_moment() {
+    let mut stage = Stage::new("link", &CHECK);
+    cut(&mut stage);
+    short_silence(&mut stage);
+    silence(&mut stage);
+}
+
+fn cut(stage: &mut Stage) {
+    for run in 0..runs(1) {
+        let moment = stage.chance.any_moment(WHOLE);
+        eprintln!("cut, run {run}: {moment:?}");
         let (relay, waiting) = (stage.relay(), stage.waiting());
         let mut log = Tail::of(stage.here().log_file());
         let moving = stage.begin_through(&relay, &waiting, &SLOW);
@@ -59,12 +63,11 @@ fn guest_survives_a_cut_at_any_moment() {
     }
 }
 
-#[test]
-fn short_silence_of_the_link_does_no_harm() {
-    let mut stage = Stage::new("hush", &CHECK);
-    for run in 0..runs(FEW) {
-        let moment = stage.chance.moment(run, WHOLE);
-        eprintln!("run {run}: {moment:?}");
+/// A link that is silent for a moment does no harm.
+fn short_silence(stage: &mut Stage) {
+    for run in 0..runs(1) {
+        let moment = stage.chance.any_moment(WHOLE);
+        eprintln!("silent for a moment, run {run}: {moment:?}");
         let (relay, mut waiting) = (stage.relay(), stage.waiting());
         let mut log = Tail::of(stage.here().log_file());
         let moving = stage.begin_through(&relay, &waiting, &SLOW);
@@ -78,12 +81,11 @@ fn short_silence_of_the_link_does_no_harm() {
     }
 }
 
-#[test]
-fn silent_link_never_keeps_the_guest_standing_still() {
-    let mut stage = Stage::new("still", &CHECK);
-    for run in 0..runs(2) {
-        let moment = stage.chance.moment(run + 1, WHOLE);
-        eprintln!("run {run}: {moment:?}");
+/// A silent link never keeps the guest standing still.
+fn silence(stage: &mut Stage) {
+    for run in 0..runs(1) {
+        let moment = stage.chance.any_moment(WHOLE);
+        eprintln!("silent, run {run}: {moment:?}");
         let (relay, mut waiting) = (stage.relay(), stage.waiting());
         let mut log = Tail::of(stage.here().log_file());
         let moving = stage.begin_through(&relay, &waiting, &SLOW);
@@ -146,11 +148,7 @@ fn guest_runs_once_wherever_the_hand_over_is_cut() {
     assert_eq!(breaks_at(&mut stage, hand_over, true, true, false), Runs::There);
     eprintln!("cut before the answer to it");
     assert_eq!(breaks_at(&mut stage, ToSource::Running.encode(), false, true, false), Runs::There);
-}
-
-#[test]
-fn answer_is_not_forgotten_when_the_destination_daemon_dies_before_it_is_asked() {
-    let mut stage = Stage::new("memo", &CHECK);
+    eprintln!("the same, and the destination's daemon dies before it is asked");
     let hand_over = ToDestination::HandOver { run: true }.encode();
     assert_eq!(breaks_at(&mut stage, hand_over, false, true, true), Runs::Here);
     assert_eq!(breaks_at(&mut stage, ToSource::Running.encode(), false, true, true), Runs::There);

@@ -7,7 +7,7 @@ use memdex_wire::transfer::{Ready, ToDestination, ToSource};
 
 use crate::{
     liar::{Liar, Line},
-    stage::{CHECK, Stage},
+    stage::{CHECK, Stage, moment::runs},
 };
 
 /// Longest lie: a destination that lives and does nothing is given up after forty seconds.
@@ -24,6 +24,8 @@ fn listen(line: &mut Line) {
     while line.hear_source().is_ok() {}
 }
 
+/// Takes forty seconds; not for every day.
+const SLOW: &str = "lives, and does nothing";
 /// A name, what it does once it has said that it is ready, and what has to be said about it.
 type Told = (&'static str, fn(&mut Line), &'static str);
 
@@ -106,6 +108,9 @@ fn guest_stays_where_it_is_whatever_the_destination_says() {
     // A name that the source may ask for; there is no such VM.
     let waiting = stage.waiting();
     for (name, lie, words) in LIES {
+        if name == SLOW && runs(1) == 1 {
+            continue;
+        }
         let begun = Instant::now();
         let liar = Liar::new(move |mut line| {
             ready(&mut line);

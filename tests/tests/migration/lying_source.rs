@@ -13,7 +13,7 @@ use memdex_wire::{
 use crate::{
     hosts::{migrate, tcp},
     liar::Line,
-    stage::{CHECK, Stage, shown, watched::Watched},
+    stage::{CHECK, Stage, moment::runs, shown, watched::Watched},
 };
 
 /// Pages of the VM.
@@ -98,6 +98,8 @@ fn resident(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }
 
+/// Lies that take ten seconds and more; not for every day.
+const SLOW: [&str; 2] = ["a page that was never offered", "one byte a second"];
 /// A name, what is done, and what has to be said about it.
 type Told = (&'static str, fn(&Stage, &mut Lie), &'static str);
 
@@ -208,6 +210,9 @@ fn source_that_lies_is_told_so_and_nothing_is_left_of_it() {
     let before = resident(pid);
     let mut worst = 0;
     for (number, (name, tell, words)) in LIES.into_iter().enumerate() {
+        if SLOW.contains(&name) && runs(1) == 1 {
+            continue;
+        }
         let begun = Instant::now();
         let mut lie = Lie::begin(&stage, &waiting, number);
         tell(&stage, &mut lie);

@@ -1,7 +1,10 @@
 //! Live migration with real guests: `memdex migrate` moves a running VM, and the guest's own check of its memory never fails.
 //!
 //! - [`there_and_back`]: nothing goes wrong.
-//! - [`kills`], [`broken_link`], [`no_convergence`], [`calling_off`]: something does. What has to hold afterwards, whatever it was, is in [`stage`].
+//! - [`kills`], [`broken_link`], [`no_convergence`], [`calling_off`], [`no_room`]: something does. What has to hold afterwards, whatever it was, is
+//!   in [`stage`]. `MEMDEX_FAULT_RUNS` says how often each is tried, `MEMDEX_FAULT_SEED` at which moments.
+//! - [`lying_source`], [`lying_destination`]: the other end is a [`liar`].
+//! - [`several`]: guests that move together.
 
 mod broken_link;
 mod calling_off;

@@ -44,9 +44,18 @@ fn throttled(stage: &mut Stage, id: &str) {
 }
 
 #[test]
-fn migration_that_does_not_converge_is_aborted_with_figures() {
+fn migration_that_does_not_converge_does_what_it_was_told_and_throttles_nobody_for_good() {
     let mut stage = Stage::new("conv", &FAST);
-    let (mut moving, waiting) = begin(&mut stage, "abort", "20ms");
+    abort(&mut stage);
+    stop(&mut stage);
+    throttle(&mut stage);
+    for kill in [false, true] {
+        throttle_is_taken_back(&mut stage, kill);
+    }
+}
+
+fn abort(stage: &mut Stage) {
+    let (mut moving, waiting) = begin(stage, "abort", "20ms");
     let (report, code) = moving.end(BOUND);
     let reason = report["reason"].as_str().unwrap_or_default();
     assert!(report["outcome"] == "aborted" && code == Some(1), "{report}");
@@ -58,28 +67,24 @@ fn migration_that_does_not_converge_is_aborted_with_figures() {
     stage.guest.is_left_alone();
 }
 
-#[test]
-fn migration_that_does_not_converge_is_completed_by_stopping_the_guest() {
-    let mut stage = Stage::new("stop", &FAST);
-    let (mut moving, mut waiting) = begin(&mut stage, "stop", "20ms");
+fn stop(stage: &mut Stage) {
+    let (mut moving, mut waiting) = begin(stage, "stop", "20ms");
     let (report, code) = moving.end(BOUND);
     assert!(report["outcome"] == "completed" && code == Some(0), "{report}");
-    let log = document(&stage, &moving.id)["log"].to_string();
+    let log = document(stage, &moving.id)["log"].to_string();
     assert!(log.contains("does not converge"), "{log}");
     assert_eq!(stage.runs(&mut waiting, RUNS_AGAIN), Runs::There);
     stage.judge(waiting, &moving.id);
 }
 
-#[test]
-fn throttle_makes_it_converge_and_is_taken_back() {
-    let mut stage = Stage::new("thr", &FAST);
-    let (moving, mut waiting) = begin(&mut stage, "throttle", "400ms");
-    throttled(&mut stage, &moving.id);
+fn throttle(stage: &mut Stage) {
+    let (moving, mut waiting) = begin(stage, "throttle", "400ms");
+    throttled(stage, &moving.id);
     let (report, _) = wait::until("its end", BOUND, || {
         // A guest that is throttled has much to say.
         stage.guest.look();
         waiting.look();
-        Some(document(&stage, &moving.id)).filter(|document| !document["outcome"].is_null())
+        Some(document(stage, &moving.id)).filter(|document| !document["outcome"].is_null())
     });
     // Whether it was enough depends on the machine; that it is taken back does not.
     let runs = stage.runs(&mut waiting, RUNS_AGAIN);
@@ -93,26 +98,23 @@ fn throttle_makes_it_converge_and_is_taken_back() {
     stage.judge(waiting, &moving.id);
 }
 
-#[test]
-fn throttle_is_taken_back_when_the_migration_is_called_off_or_the_daemon_dies() {
-    let mut stage = Stage::new("back", &FAST);
-    for kill in [false, true] {
-        let (moving, mut waiting) = begin(&mut stage, "throttle", "1ms");
-        throttled(&mut stage, &moving.id);
-        let at = stage.at;
-        if kill {
-            stage.hosts[at].kill();
-            wait::until("the guards to be done", RUNS_AGAIN, || {
-                stage.scratch.processes_with("guard").is_empty().then_some(())
-            });
-        } else {
-            let _ = stage.here().succeed(&["abort", &moving.id]);
-        }
-        assert_eq!(stage.runs(&mut waiting, RUNS_AGAIN), Runs::Here);
-        stage.guest.is_left_alone();
-        if kill {
-            stage.hosts[at].restart(&stage.scratch);
-        }
-        stage.judge(waiting, &moving.id);
+/// Also when the migration is called off meanwhile, or the source's daemon dies.
+fn throttle_is_taken_back(stage: &mut Stage, kill: bool) {
+    let (moving, mut waiting) = begin(stage, "throttle", "1ms");
+    throttled(stage, &moving.id);
+    let at = stage.at;
+    if kill {
+        stage.hosts[at].kill();
+        wait::until("the guards to be done", RUNS_AGAIN, || {
+            stage.scratch.processes_with("guard").is_empty().then_some(())
+        });
+    } else {
+        let _ = stage.here().succeed(&["abort", &moving.id]);
     }
+    assert_eq!(stage.runs(&mut waiting, RUNS_AGAIN), Runs::Here);
+    stage.guest.is_left_alone();
+    if kill {
+        stage.hosts[at].restart(&stage.scratch);
+    }
+    stage.judge(waiting, &moving.id);
 }
