@@ -79,7 +79,7 @@ Examples:
       Look at a host's dashboard and /docs: open http://localhost:8080/
 
 Keys of the configuration: listen, include, exclude (lists), hash_threads, tick_ms, log, [peer] NAME = \"URL\",
-[tls] certificate, key, ca.
+[tls] certificate, key, ca, [migration] at_once, max_bandwidth, keep_mib.
 
 Needs root, or the abilities SYS_PTRACE, SYS_ADMIN, BPF and PERFMON; what is missing is said at the start, and VMs
 then show `advisory` tracking. SIGTERM and SIGINT stop it within five seconds.";

@@ -401,6 +401,9 @@ mod tests {
             ("include = ['[']", "include"),
             ("[peer]\n'a b' = 'unix:/x'", "choose another"),
             ("[peer]\nb = 'tcp://10.0.0.1:7'", "tls://"),
+            ("[migration]\nat_once = 0", "migration.at_once"),
+            ("[migration]\nmax_bandwidth = 5", "migration.max_bandwidth"),
+            ("[migration]\nkeep = 5", "keep"),
             ("listen = ", "configuration"),
         ] {
             let error = from_toml(text).unwrap_err().to_string();

@@ -15,7 +15,7 @@ use std::{
 };
 
 use indexer::{
-    memory::{MemoryError, RegionMemory},
+    memory::{MemoryError, RegionMemory, Walk},
     units::Hva,
     vm::descriptor::{Backing, ProcessId, Region},
     watch::{pagemap::Pagemap, process::identify},
@@ -120,6 +120,31 @@ fn a_ram_file_is_seen_in_place_and_by_copy() {
     assert!(copy[..PAGE].iter().all(|b| *b == 0) && copy[PAGE..].iter().all(|b| *b == 16));
     assert!(memory.read(0..1, &mut copy).is_err(), "wrong length");
     assert!(memory.read(15..17, &mut copy).is_err(), "outside");
+}
+
+#[test]
+fn a_walk_finds_what_looking_piece_by_piece_finds() {
+    let file = memfd(300);
+    // A region that begins and ends inside the file, of which some pages are mapped and most are not.
+    let region = shared(&file, 256, 8 * PAGE);
+    let bytes = [5; PAGE];
+    for page in (0..300u64).filter(|page| page % 7 < 4 || (100..180).contains(page)) {
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, page * PAGE as u64).unwrap();
+    }
+    [3, 120, 121, 255].iter().for_each(|page| put(&region, *page, 1));
+    let memory = RegionMemory::open(me(), &region).unwrap();
+    let pagemap = Pagemap::open(me()).unwrap();
+    for window in [1, 5, 16, 64, 256] {
+        let (mut walk, mut found) = (Walk::default(), Vec::new());
+        for first in (0..256u32).step_by(window as usize) {
+            let mut out = Vec::new();
+            let pages = first..(first + window).min(256);
+            memory.data_along(&pagemap, pages.clone(), &mut walk, &mut out).unwrap();
+            assert_eq!(out, data(&memory, pages).unwrap(), "window {window} at {first}");
+            found.extend(out.into_iter().flatten());
+        }
+        assert_eq!(found, data(&memory, 0..256).unwrap().into_iter().flatten().collect::<Vec<_>>());
+    }
 }
 
 #[test]

@@ -30,6 +30,12 @@ pub(super) struct Identity {
     pub(super) inode: u64,
 }
 
+/// How far a walk over a region has found data: pages before this one that it has not passed yet are none of them holes.
+#[derive(Debug, Default)]
+pub struct Walk {
+    until: u32,
+}
+
 /// A RAM file.
 #[derive(Debug)]
 pub(super) struct FileMemory {
@@ -78,10 +84,14 @@ impl FileMemory {
     /// SEEK_HOLE alone would do, but it walks on to the next hole wherever that is: on a RAM file without holes each
     /// question about a few pages would cost a walk over gigabytes. A page that the VMM has mapped is in the file, so the
     /// page table answers for nearly all of them; only where it shows nothing is the file asked, page by page.
+    ///
+    /// A walk over all of a region, as an audit is, brings a `walk` along: then the end of each run of data is asked for once and remembered,
+    /// which makes the whole walk linear, also where the VMM has mapped nothing (a guest that has just arrived).
     pub(super) fn data(
         &self,
         pagemap: &Pagemap,
         pages: Range<u32>,
+        mut walk: Option<&mut Walk>,
         out: &mut Vec<Range<u32>>,
     ) -> Result<(), MemoryError> {
         // The region starts inside the file, so a length below its end means that the file became shorter.
@@ -97,22 +107,29 @@ impl FileMemory {
         for run in mapped {
             let number = |address: Hva| ((address.0 - self.start.0) / size) as u32;
             let (start, end) = (number(run.start), number(run.end));
-            self.unmapped_data(at..start, first, out)?;
+            self.unmapped_data(at..start, walk.as_deref_mut(), first, out)?;
             push_run(out, first, start..end);
             at = end;
         }
-        self.unmapped_data(at..pages.end, first, out)
+        self.unmapped_data(at..pages.end, walk, first, out)
     }
 
     /// Runs of data among pages that the VMM has not mapped.
     fn unmapped_data(
         &self,
         pages: Range<u32>,
+        mut walk: Option<&mut Walk>,
         first: usize,
         out: &mut Vec<Range<u32>>,
     ) -> Result<(), MemoryError> {
         let mut at = pages.start;
         while at < pages.end {
+            if let Some(Walk { until }) = walk.as_deref().filter(|walk| at < walk.until) {
+                let end = pages.end.min(*until);
+                push_run(out, first, at..end);
+                at = end;
+                continue;
+            }
             let position = match seek(&self.file, SeekFrom::Data(self.position(at))) {
                 Ok(position) => position,
                 // No data from here to the end of the file.
@@ -123,10 +140,30 @@ impl FileMemory {
             let Some(page) = u32::try_from(found).ok().filter(|page| *page < pages.end) else {
                 return Ok(());
             };
-            push_run(out, first, page..page + 1);
-            at = page + 1;
+            let end = match walk.as_deref_mut() {
+                None => page + 1,
+                Some(walk) => {
+                    walk.until = self.next_hole(page)?.max(page + 1);
+                    walk.until.min(pages.end)
+                }
+            };
+            push_run(out, first, page..end);
+            at = end;
         }
         Ok(())
+    }
+
+    /// The first page from `page` on that is a hole.
+    fn next_hole(&self, page: u32) -> Result<u32, MemoryError> {
+        match seek(&self.file, SeekFrom::Hole(self.position(page))) {
+            Ok(hole) => {
+                let pages = hole.saturating_sub(self.offset).div_ceil(PAGE_SIZE as u64);
+                Ok(u32::try_from(pages).unwrap_or(u32::MAX))
+            }
+            // Punched, or cut off, in between.
+            Err(Errno::NXIO) => Ok(page),
+            Err(error) => Err(MemoryError::Io(error.into())),
+        }
     }
 
     /// read(2) gives zeros for a hole and leaves it one, and a file that became shorter just ends.

@@ -15,7 +15,7 @@ use memdex_wire::page::PageState;
 use roaring::RoaringBitmap;
 
 use super::{Lost, Tracker, trouble::Trouble};
-use crate::{map::MapSnapshot, units::PageRange, watch::queue::runs};
+use crate::{map::MapSnapshot, memory::Walk, units::PageRange, watch::queue::runs};
 
 /// Pages looked at between two looks at the marks.
 const WINDOW: u32 = 1 << 16;
@@ -38,10 +38,11 @@ impl Tracker {
             }
             let range = self.regions[region].range();
             let mut page = range.start;
+            let mut walk = Walk::default();
             while page < range.end {
                 let window = page..range.end.min(page.saturating_add(WINDOW));
                 page = window.end;
-                match self.audit_window(region, &snapshot, window, &mut doubtful, &mut written) {
+                match self.audit_window(region, &snapshot, window, &mut walk, &mut doubtful, &mut written) {
                     Ok(()) => self.take_marks(),
                     Err(Trouble::Lost(lost)) => return Err(lost),
                     Err(Trouble::NotWatched) => {
@@ -80,6 +81,7 @@ impl Tracker {
         region: usize,
         snapshot: &MapSnapshot,
         window: Range<u32>,
+        walk: &mut Walk,
         doubtful: &mut RoaringBitmap,
         written: &mut RoaringBitmap,
     ) -> Result<(), Trouble> {
@@ -95,7 +97,7 @@ impl Tracker {
             set.insert_range(watched.pages_at(&run.range));
         }
         let mut found = Vec::new();
-        memory.data(&self.pagemap, watched.relative(&window), &mut found)?;
+        memory.data_along(&self.pagemap, watched.relative(&window), walk, &mut found)?;
         let mut data = RoaringBitmap::new();
         for run in found {
             data.insert_range(watched.first_page + run.start..watched.first_page + run.end);
