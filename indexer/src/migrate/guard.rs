@@ -32,7 +32,8 @@ use tokio::{
 };
 
 use super::{
-    qmp::Qmp,
+    monitor::CANCELLED,
+    qmp::{Qmp, QmpError},
     resolve::{Destination, Verdict, who_runs},
 };
 
@@ -223,13 +224,20 @@ async fn carry_out(mut qmp: Qmp, orders: &Orders) {
             if let Err(error) = &told {
                 tracing::info!(vm = orders.vm, command = step.command, %error, "guard");
             }
-            let Some(wanted) = &step.until else { break };
+            let Some(wanted) = &step.until else {
+                // As long as a migration of QEMU's own that was called off has not ended, some things are refused.
+                if matches!(told, Err(QmpError::Refused { .. })) && begun.elapsed() < CANCELLED {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                break;
+            };
             let state = qmp.execute("query-status", serde_json::json!({})).await;
             if state.as_ref().is_ok_and(|state| state["status"] == wanted.as_str()) {
                 tracing::info!(vm = orders.vm, state = wanted, "guard: done");
                 break;
             }
-            if begun.elapsed() > PATIENCE || matches!(state, Err(super::qmp::QmpError::Lost(_))) {
+            if begun.elapsed() > PATIENCE || matches!(state, Err(QmpError::Lost(_))) {
                 tracing::error!(vm = orders.vm, wanted, "guard: giving up");
                 break;
             }

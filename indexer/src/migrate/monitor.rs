@@ -22,6 +22,8 @@ use crate::vm::{
 
 /// Time from one look at QEMU's state to the next, while something is awaited.
 const LOOK: Duration = Duration::from_millis(2);
+/// How long QEMU may take to end a migration of its own that was called off.
+pub const CANCELLED: Duration = Duration::from_secs(5);
 /// Name under which QEMU keeps the descriptor that carries its device state.
 const DESCRIPTOR: &str = "memdex";
 /// Capability: memory in shared files is left out.
@@ -143,6 +145,17 @@ impl Monitor {
     pub async fn ignore_shared(&mut self, on: bool) -> Result<(), QmpError> {
         let (command, arguments) = ignore_shared(on);
         self.tell(command, arguments).await.map(drop)
+    }
+
+    /// Switches shared memory as it was before, once QEMU's own migration, just called off, has really ended: until then it refuses.
+    pub async fn restore_ignore_shared(&mut self, on: bool) -> Result<(), QmpError> {
+        let deadline = Instant::now() + CANCELLED;
+        loop {
+            match self.ignore_shared(on).await {
+                Err(QmpError::Refused { .. }) if Instant::now() < deadline => tokio::time::sleep(LOOK).await,
+                told => return told,
+            }
+        }
     }
 
     /// What a destination sets: shared memory is left out, and disks are locked only when the guest is let run, so that until then

@@ -158,7 +158,9 @@ impl Outgoing {
             }
             self.copier.record.blackout_ends();
         }
-        let _ = monitor.ignore_shared(self.ignored_shared).await;
+        if let Err(error) = monitor.restore_ignore_shared(self.ignored_shared).await {
+            self.copier.record.say(format!("x-ignore-shared could not be set back: {error}"));
+        }
         if let Some(guard) = self.guard.take() {
             // If it could not be put back, the guard goes on trying.
             if result.is_ok() { guard.release() } else { drop(guard) }
