@@ -129,7 +129,7 @@ fn a_walk_finds_what_looking_piece_by_piece_finds() {
     let region = shared(&file, 256, 8 * PAGE);
     let bytes = [5; PAGE];
     for page in (0..300u64).filter(|page| page % 7 < 4 || (100..180).contains(page)) {
-        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, page * PAGE as u64).unwrap();
+        FileExt::write_all_at(&file, &bytes, page * PAGE as u64).unwrap();
     }
     [3, 120, 121, 255].iter().for_each(|page| put(&region, *page, 1));
     let memory = RegionMemory::open(me(), &region).unwrap();
