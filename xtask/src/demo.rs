@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: two hosts on this machine with real guests, to watch what memdex does.
+//! `cargo xtask demo`: two hosts on this machine with real guests, to watch what memdex does. At the end one of them moves.
 
 use std::env;
 use std::os::unix::process::CommandExt as _;
@@ -11,8 +11,9 @@ use crate::workspace::{Failure, Outcome, cargo, root, run, target};
 /// Watch what memdex does: two hosts on this machine, each with real guests that keep writing.
 ///
 /// Sets the machine up, builds everything, and plays for about two minutes: VMs are indexed, written pages become stale
-/// and current again, each host says what the other lacks, and all of it is checked against the RAM of the guests. The
-/// exit code is 0 only if every check passed. Ctrl-C ends it at any moment and leaves nothing behind.
+/// and current again, each host says what the other lacks, and all of it is checked against the RAM of the guests. At
+/// the end one of the VMs moves live to the other host and back (`memdex migrate`), and says itself that its memory is
+/// right. The exit code is 0 only if every check passed. Ctrl-C ends it at any moment and leaves nothing behind.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

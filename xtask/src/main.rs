@@ -25,7 +25,7 @@ use clap::{Parser, Subcommand};
 #[command(after_help = "\
 First steps:
   cargo xtask setup     once, as root; or leave it to the next command
-  cargo xtask demo      watch what memdex does, on two hosts with real guests
+  cargo xtask demo      watch what memdex does, on two hosts with real guests, one of which moves
   cargo xtask test      build everything and run every test
   cargo build           the daemon (memdexd) and the command (memdex) in target/debug")]
 struct Arguments {

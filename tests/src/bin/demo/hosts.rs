@@ -7,16 +7,18 @@ use std::{
 };
 
 use memdex_tests::{
-    Daemon, Qemu, Scratch,
+    Daemon, Scratch,
     contract::Counts,
     daemon, http, image,
     image::Workload,
-    qemu::{Accelerator, Backend, Boot, Options},
+    qemu::{Accelerator, Backend},
 };
 use serde::Deserialize;
 
 use crate::{
     arguments::Arguments,
+    guest::{self, Guest},
+    metrics::Metrics,
     stage::{Failure, Stage},
 };
 
@@ -27,16 +29,6 @@ const TINY_MIB: u64 = 128;
 const BOOT: Duration = Duration::from_secs(300);
 /// Loading the eBPF programs takes most of it.
 const STARTUP: Duration = Duration::from_secs(60);
-
-/// A guest and what is known of it without memdex.
-#[derive(Debug)]
-pub(crate) struct Guest {
-    pub(crate) name: &'static str,
-    pub(crate) ram: PathBuf,
-    pub(crate) qemu: Qemu,
-    /// How long it took until its services ran.
-    pub(crate) booted: Option<Duration>,
-}
 
 /// One of the two hosts.
 #[derive(Debug)]
@@ -101,44 +93,34 @@ impl World {
         }
     }
 
-    /// Starts a guest on a host; it boots on its own from there.
+    /// Starts a guest on a host; it boots on its own from there. One that is to move gets a disk of its own.
     pub(crate) fn start_guest(
         &mut self,
         host: usize,
         name: &'static str,
+        moves: bool,
         workload: Workload,
     ) -> Result<(), Failure> {
-        let failed = |error: image::ImageError| Failure::Failed(error.to_string());
-        let ram = self.scratch.shm(name);
-        let mut options = if self.fast {
-            let image = image::tiny_guest().map_err(failed)?;
-            let boot = Boot {
-                kernel: image.kernel.vmlinuz.clone(),
-                command_line: image.command_line(&workload),
-                initrd: image.initrd,
-            };
-            Options::linux(self.mib, Backend::File(ram.clone()), boot)
-        } else {
-            let image = image::debian_guest().map_err(failed)?;
-            let disk = [
-                "-drive".to_owned(),
-                image.drive(),
-                "-device".to_owned(),
-                "virtio-blk-pci,drive=root".to_owned(),
-            ];
-            let boot = Boot {
-                kernel: image.kernel.vmlinuz.clone(),
-                command_line: image.command_line(&workload),
-                initrd: image.initrd,
-            };
-            let mut options = Options::linux(self.mib, Backend::File(ram.clone()), boot);
-            options.arguments.extend(disk);
-            options
-        };
-        options.name = Some(name.to_owned());
-        let qemu = Qemu::start(&self.scratch, name, &options);
-        self.hosts[host].guests.push(Guest { name, ram, qemu, booted: None });
+        let disk = moves.then(|| self.scratch.path(&format!("{name}.disk")));
+        let options = guest::options(self.fast, self.mib, self.scratch.shm(name), disk, workload)?;
+        self.hosts[host].guests.push(Guest::start(&self.scratch, name, name.to_owned(), options));
         Ok(())
+    }
+
+    /// Where a guest of one host can move to on another one: the same machine, waiting. Returns when that host knows it.
+    pub(crate) fn start_waiting(&self, stage: &Stage, guest: &Guest, host: usize) -> Result<Guest, Failure> {
+        let host = &self.hosts[host];
+        let vm = format!("{}{}", guest.name, suffix(host.name));
+        let options = guest.options.destination(Backend::File(self.scratch.shm(&vm)));
+        let waiting = Guest::start(&self.scratch, guest.name, vm, options);
+        let begun = Instant::now();
+        while host.vm(&waiting).is_err() {
+            stage.pause(Duration::from_millis(20))?;
+            if begun.elapsed() > STARTUP {
+                return Err(Failure::Failed(format!("{} does not find the VM that waits there", host.name)));
+            }
+        }
+        Ok(waiting)
     }
 
     /// Waits until the services of every guest run; calls `look` again and again meanwhile.
@@ -177,12 +159,13 @@ impl World {
         }
     }
 
-    /// Starts the daemon of a host. It is given the ids of the host's own VMs, so that other VMs of this machine, and
-    /// those of the other host, are left alone.
+    /// Starts the daemon of a host. It is given the ids of the host's own VMs and the names of those that may come, so
+    /// that other VMs of this machine, and those of the other host, are left alone.
     pub(crate) fn start_daemon(&mut self, stage: &Stage, host: usize) -> Result<(), Failure> {
         let guests = self.hosts[host].guests.iter();
+        let own = guests.map(|guest| format!("vm-{}-*", guest.qemu.pid()));
         let options = daemon::Options {
-            include: guests.map(|guest| format!("vm-{}-*", guest.qemu.pid())).collect(),
+            include: own.chain([format!("*{}", suffix(self.hosts[host].name))]).collect(),
             tcp: true,
             token_file: Some(self.token.clone()),
             arguments: Vec::new(),
@@ -249,36 +232,8 @@ impl Host {
     }
 }
 
-/// One reading of `/metrics`.
-#[derive(Debug)]
-pub(crate) struct Metrics(String);
-
-impl Metrics {
-    /// The sum of a figure over all samples whose labels contain `label`.
-    pub(crate) fn sum(&self, name: &str, label: &str) -> f64 {
-        self.samples(name).filter(|(labels, _)| labels.contains(label)).map(|(_, value)| value).sum()
-    }
-
-    /// The samples of a figure: labels and value.
-    fn samples(&self, name: &str) -> impl Iterator<Item = (&str, f64)> {
-        self.0.lines().filter_map(move |line| {
-            let rest = line.strip_prefix(name)?;
-            let (labels, value) = rest.rsplit_once(' ')?;
-            (labels.is_empty() || labels.starts_with('{')).then(|| Some((labels, value.parse().ok()?)))?
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn figures_are_found_by_their_whole_name() {
-        let text = "# HELP memdex_x x\nmemdex_x 3\nmemdex_xy 9\nmemdex_x{vm=\"a b\",s=\"1\"} 4.5\nmemdex_x{vm=\"c\"} 1\n";
-        let metrics = Metrics(text.to_owned());
-        assert_eq!(metrics.sum("memdex_x", ""), 8.5);
-        assert_eq!(metrics.sum("memdex_x", "vm=\"a b\""), 4.5);
-        assert_eq!(metrics.sum("memdex_z", ""), 0.0);
-    }
+/// Ends the names of VMs that come to a host from the other one. On this one machine they must not be those of VMs that
+/// are here already, nor those of another demo.
+fn suffix(host: &str) -> String {
+    format!("-{host}-{}", std::process::id())
 }

@@ -5,8 +5,10 @@
 
 mod arguments;
 mod figures;
+mod guest;
 mod hosts;
 mod leftovers;
+mod metrics;
 mod page_map;
 mod picture;
 mod scenes;

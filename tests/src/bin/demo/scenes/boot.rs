@@ -11,8 +11,8 @@ use crate::{
     summary::Summary,
 };
 
-/// Guests by host.
-const GUESTS: [(usize, &str); 3] = [(0, "web1"), (0, "web2"), (1, "web3")];
+/// Guests by host, and whether they move later.
+const GUESTS: [(usize, &str, bool); 3] = [(0, "web1", true), (0, "web2", false), (1, "web3", false)];
 
 pub(super) fn play(world: &mut World, stage: &mut Stage, summary: &mut Summary) -> Result<(), Failure> {
     stage.scene("Ordinary virtual machines")?;
@@ -25,9 +25,9 @@ pub(super) fn play(world: &mut World, stage: &mut Stage, summary: &mut Summary) 
         "Three QEMU guests boot from one image: {what}, {memory} each (by {accelerator}). Each has a workload that keeps \
          writing. Nothing in them, and nothing in QEMU, knows of memdex.",
     ));
-    for (seed, (host, name)) in (1..).zip(GUESTS) {
+    for (seed, (host, name, moves)) in (1..).zip(GUESTS) {
         stage.check()?;
-        world.start_guest(host, name, Workload { rate: 20, seed, ..Workload::default() })?;
+        world.start_guest(host, name, moves, Workload { rate: 20, seed, ..Workload::default() })?;
     }
     world.wait_for_guests(stage, |stage, hosts, time| {
         let lines = lines(hosts, Some(time));

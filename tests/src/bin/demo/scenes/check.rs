@@ -6,7 +6,8 @@ use memdex_tests::oracle;
 
 use crate::{
     figures::{count, size, time},
-    hosts::{Guest, Host, World},
+    guest::Guest,
+    hosts::{Host, World},
     page_map::Fingerprint,
     stage::{Failure, Stage},
     summary::Summary,

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::{
     figures::{count, percent, size, time},
-    hosts::{Host, Metrics, World},
+    hosts::{Host, World},
+    metrics::Metrics,
     stage::{Failure, Stage},
     summary::Summary,
 };
@@ -102,8 +103,7 @@ fn witnesses(world: &World, stage: &mut Stage, summary: &mut Summary) -> Result<
     }
     summary.figure("both", "ebpf_marks", marks, "pages");
     summary.figure("both", "missed_by_ebpf", missed, "pages");
-    let text =
-        format!("pages that memdex itself found to differ from its map, in the whole run: {mismatches}");
+    let text = format!("pages that memdex itself found to differ from its map, so far: {mismatches}");
     summary.check(stage, "no_mismatch", mismatches == 0, &text);
     Ok(())
 }

@@ -9,7 +9,8 @@ use memdex_tests::{
 
 use crate::{
     figures::{percent, size, time},
-    hosts::{Guest, Host, World},
+    guest::Guest,
+    hosts::{Host, World},
     picture::{Kind, bar},
     stage::{Failure, Stage},
     summary::Summary,

@@ -7,6 +7,7 @@ mod cost;
 mod diff;
 mod index;
 mod map;
+mod migrate;
 mod writes;
 
 use std::collections::HashSet;
@@ -25,7 +26,7 @@ pub(crate) fn play(world: &mut World, stage: &mut Stage, summary: &mut Summary) 
         "Moving a running virtual machine to another host means sending its memory, all of it. Yet most of that memory \
          is zero, or the other host has the same already: the same kernel, the same programs. memdex keeps on every \
          host an always current fingerprint of every page of every VM. So when a VM is to move, it is known at once \
-         what the other host lacks. Here are two hosts, on this machine, with real VMs.",
+         what the other host lacks, and only that is sent. Here are two hosts, on this machine, with real VMs.",
     );
     boot::play(world, stage, summary)?;
     index::play(world, stage, summary)?;
@@ -34,6 +35,7 @@ pub(crate) fn play(world: &mut World, stage: &mut Stage, summary: &mut Summary) 
     diff::play(world, stage, summary)?;
     check::play(world, stage, summary)?;
     cost::play(world, stage, summary)?;
+    migrate::play(world, stage, summary)?;
     clean_up::play(world, stage, summary)?;
     summary.complete();
     Ok(())
