@@ -5,18 +5,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use memdex_tests::{
     Qemu, Scratch,
-    image::{self, Check, QemuVersion, Workload},
+    image::{self, Check, QemuProgram, QemuVersion, Workload},
     qemu::{Accelerator, Backend, Checks, Options},
     qmp::Event,
 };
 
 /// Size of the guest.
-const MIB: u64 = 1024;
-const BOOT: Duration = Duration::from_secs(300);
+pub(crate) const MIB: u64 = 1024;
+pub(crate) const BOOT: Duration = Duration::from_secs(300);
 /// How long the guest is left alone before it moves, so that what the last thing did to it has settled.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(crate) const SETTLE: Duration = Duration::from_secs(3);
 /// Small beside what else the guest does: it is there to prove that the guest lives, and is the same.
-const CHECK: Check = Check { mib: 8, rate: 50, hot: 0 };
+pub(crate) const CHECK: Check = Check { mib: 8, rate: 50, hot: 0 };
 
 /// A guest that runs, and what is needed to move it.
 #[derive(Debug)]
@@ -32,15 +32,13 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// A Debian guest with redis and nginx under light load, booted, with the newest QEMU there is. Its RAM is QEMU's own
-    /// memory, which it always sends.
-    pub(crate) fn debian() -> Self {
+    /// A Debian guest with redis and nginx under light load, booted. Its RAM is QEMU's own memory, which it always sends.
+    pub(crate) fn debian(qemu: &QemuProgram) -> Self {
         let scratch = Scratch::new("bench-move");
         let disk = scratch.path("disk");
         let mut options = Options::debian(MIB, Backend::Plain, disk, &Workload::default(), Some(&CHECK));
-        let newest = image::qemu_versions().expect("every QEMU there is").pop().expect("there is one");
-        let version = newest.version;
-        options.qemu = Some(newest);
+        let version = qemu.version;
+        options.qemu = Some(qemu.clone());
         let mut source = Qemu::start(&scratch, &scratch.name("p0"), &options);
         source.wait_for_serial(image::READY, BOOT);
         let checks = source.check_ok(Checks::default());
@@ -58,7 +56,22 @@ impl Pair {
             Accelerator::Kvm => "KVM",
             Accelerator::Tcg => "TCG",
         };
-        format!("Debian guest of {MIB} MiB with redis and nginx under light load, {accelerator}")
+        let load = Workload::default().rate;
+        let checked = CHECK.rate;
+        format!(
+            "Debian guest of {MIB} MiB with redis and nginx, {load} writes to redis and {checked} to its own check a second, {accelerator}, QEMU {}",
+            self.version
+        )
+    }
+
+    /// The guest stands still until [`Self::begin`].
+    pub(crate) fn rest(&mut self) {
+        self.source.pause();
+    }
+
+    /// The guest runs.
+    pub(crate) fn begin(&mut self) {
+        self.source.resume();
     }
 
     /// Both ends: the guest, left alone for a while, and a new QEMU that waits for it.
