@@ -1,7 +1,10 @@
 //! A guest and the QEMU it moves to next. Owns both, and everything that is done before and after what is measured: booting,
 //! a waiting end, the proof that the guest lives.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    fs,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use memdex_tests::{
     Qemu, Scratch,
@@ -14,7 +17,10 @@ use memdex_tests::{
 pub(crate) const MIB: u64 = 1024;
 pub(crate) const BOOT: Duration = Duration::from_secs(300);
 /// How long the guest is left alone before it moves, so that what the last thing did to it has settled.
-pub(crate) const SETTLE: Duration = Duration::from_secs(3);
+const SETTLE: Duration = Duration::from_secs(3);
+/// How long is waited at most for whatever else this machine does, and which part of it has to be idle.
+const BUSY: Duration = Duration::from_secs(20);
+const QUIET: f64 = 0.6;
 /// Small beside what else the guest does: it is there to prove that the guest lives, and is the same.
 pub(crate) const CHECK: Check = Check { mib: 8, rate: 50, hot: 0 };
 
@@ -80,7 +86,7 @@ impl Pair {
         let name = self.scratch.name(&format!("p{}", self.moves));
         let there = self.options.destination(self.options.backend.clone());
         let destination = Qemu::start(&self.scratch, &name, &there);
-        std::thread::sleep(SETTLE);
+        settle();
         (&mut self.source, destination)
     }
 
@@ -92,6 +98,32 @@ impl Pair {
         self.checks = destination.check_all(self.checks);
         self.source = destination;
     }
+}
+
+/// Leaves the guest alone for a while, and longer if something else keeps this machine busy.
+pub(crate) fn settle() {
+    std::thread::sleep(SETTLE);
+    let begun = Instant::now();
+    while begun.elapsed() < BUSY {
+        let before = idle();
+        std::thread::sleep(Duration::from_secs(1));
+        if idle() - before >= cpus() * QUIET {
+            return;
+        }
+    }
+    eprintln!("  this machine is busy with something else");
+}
+
+fn cpus() -> f64 {
+    std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64)
+}
+
+/// Seconds of CPU, all CPUs together, in which there was nothing to do.
+fn idle() -> f64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let all = text.lines().next().unwrap_or_default();
+    let ticks: f64 = all.split_whitespace().nth(4).and_then(|idle| idle.parse().ok()).unwrap_or_default();
+    ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
 /// Time since 1970, as QEMU's events have it.

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::{
     Cap, How, Run, milliseconds,
-    pair::{BOOT, CHECK, MIB, SETTLE, now, when},
+    pair::{BOOT, CHECK, MIB, now, settle, when},
 };
 use crate::daemon;
 
@@ -187,7 +187,7 @@ impl Stage {
         let mut there = Qemu::start(&self.scratch, &name, &self.options.destination(Backend::File(ram)));
         drop(self.daemon(to).wait_for_vm(there.pid(), PATIENCE));
         self.indexed();
-        std::thread::sleep(SETTLE);
+        settle();
 
         let port = self.daemon(to).port();
         let relay = Relay::to(([127, 0, 0, 1], port).into()).expect("a relay between the hosts");
