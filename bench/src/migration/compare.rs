@@ -69,7 +69,11 @@ fn newest() -> QemuProgram {
 
 fn told(run: &Run) {
     let (wire, total, blackout) = (run.wire_mib(), run.total_ms, run.blackout_ms);
-    eprintln!("  {}, cap {}: {wire:.1} MiB, {total:.0} ms, blackout {blackout:.1} ms", run.how, run.cap);
+    let busy = if run.busy { ", busy with something else" } else { "" };
+    eprintln!(
+        "  {}, cap {}: {wire:.1} MiB, {total:.0} ms, blackout {blackout:.1} ms{busy}",
+        run.how, run.cap
+    );
 }
 
 /// Measures in turns, so that whatever else this machine does meets all alike.
@@ -143,7 +147,8 @@ impl Seen<'_> {
 
     fn blackout(&self, memdex: bool) -> f64 {
         let these = self.all.iter().filter(|run| matches!(run.how, How::Memdex(_)) == memdex);
-        median(these.map(|run| run.blackout_ms).collect())
+        let these: Vec<Run> = these.cloned().collect();
+        median(Run::that_count(&these).iter().map(|run| run.blackout_ms).collect())
     }
 }
 

@@ -95,23 +95,33 @@ pub(crate) struct Run {
     pub(crate) reported_ms: f64,
     /// Tries before this one that were called off because the guest could not be stopped for so short a time.
     pub(crate) called_off: u32,
+    /// Something else kept this machine busy when it began: its times say little.
+    pub(crate) busy: bool,
 }
 
 impl Run {
-    /// The middle of each figure over runs of the same kind, but all tries that were called off.
+    /// The middle of each figure over runs of the same kind, but all tries that were called off. Only those [that
+    /// count](Self::that_count).
     ///
     /// # Panics
     /// If there are none.
     pub(crate) fn middle(runs: &[Self]) -> Self {
-        let of = |figure: fn(&Self) -> f64| median(runs.iter().map(figure).collect());
+        let these = Self::that_count(runs);
+        let of = |figure: fn(&Self) -> f64| median(these.iter().map(|run| figure(run)).collect());
         Self {
             wire_bytes: of(|run| run.wire_bytes as f64) as u64,
             total_ms: of(|run| run.total_ms),
             blackout_ms: of(|run| run.blackout_ms),
             reported_ms: of(|run| run.reported_ms),
             called_off: runs.iter().map(|run| run.called_off).sum(),
-            ..runs[0].clone()
+            ..these[0].clone()
         }
+    }
+
+    /// Those that nothing else on this machine disturbed, or all if there is no such.
+    pub(crate) fn that_count(runs: &[Self]) -> Vec<&Self> {
+        let quiet: Vec<_> = runs.iter().filter(|run| !run.busy).collect();
+        if quiet.is_empty() { runs.iter().collect() } else { quiet }
     }
 
     /// MiB on the wire.

@@ -80,14 +80,14 @@ impl Pair {
         self.source.resume();
     }
 
-    /// Both ends: the guest, left alone for a while, and a new QEMU that waits for it.
-    pub(crate) fn ends(&mut self) -> (&mut Qemu, Qemu) {
+    /// Both ends: the guest, left alone for a while, and a new QEMU that waits for it. And whether this machine is busy.
+    pub(crate) fn ends(&mut self) -> (&mut Qemu, Qemu, bool) {
         self.moves += 1;
         let name = self.scratch.name(&format!("p{}", self.moves));
         let there = self.options.destination(self.options.backend.clone());
         let destination = Qemu::start(&self.scratch, &name, &there);
-        settle();
-        (&mut self.source, destination)
+        let busy = settle();
+        (&mut self.source, destination, busy)
     }
 
     /// The guest has moved: the source ends, and what was the destination is the source from now on.
@@ -100,18 +100,18 @@ impl Pair {
     }
 }
 
-/// Leaves the guest alone for a while, and longer if something else keeps this machine busy.
-pub(crate) fn settle() {
+/// Leaves the guest alone for a while, and longer if something else keeps this machine busy. Whether it still does.
+pub(crate) fn settle() -> bool {
     std::thread::sleep(SETTLE);
     let begun = Instant::now();
     while begun.elapsed() < BUSY {
         let before = idle();
         std::thread::sleep(Duration::from_secs(1));
         if idle() - before >= cpus() * QUIET {
-            return;
+            return false;
         }
     }
-    eprintln!("  this machine is busy with something else");
+    true
 }
 
 fn cpus() -> f64 {

@@ -73,7 +73,7 @@ impl fmt::Display for Mode {
 /// Moves the pair's guest once, by QEMU alone.
 pub(crate) fn run(mode: Mode, cap: Cap, pair: &mut Pair) -> Run {
     let qemu = pair.version();
-    let (source, mut destination) = pair.ends();
+    let (source, mut destination, busy) = pair.ends();
     for end in [&mut *source, &mut destination] {
         switch(end, mode);
         end.qmp().run("migrate-set-parameters", &mode.parameters(cap));
@@ -95,6 +95,7 @@ pub(crate) fn run(mode: Mode, cap: Cap, pair: &mut Pair) -> Run {
         blackout_ms: milliseconds(stopped, resumed),
         reported_ms: answer["downtime"].as_f64().unwrap_or_default(),
         called_off: 0,
+        busy,
     };
     pair.moved(destination);
     run

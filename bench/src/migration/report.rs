@@ -33,6 +33,14 @@ impl fmt::Display for Table<'_> {
                 "\nTries that memdex called off because the guest would have stood still too long: {called_off}."
             )?;
         }
+        let busy = self.0.iter().filter(|run| run.busy).count();
+        if busy > 0 {
+            let all = self.0.len();
+            writeln!(
+                f,
+                "\nIn {busy} of these {all} lines something else kept the machine busy in every run: their times are too long."
+            )?;
+        }
         Ok(())
     }
 }
@@ -62,7 +70,7 @@ pub(super) fn write(folder: &Path, runs: &[Run], about: &str, rounds: usize) -> 
 {about}. Both hosts are this machine ({}); what crosses between them passes a relay that counts it at the
 sockets, both ways. *Total* is the time from the command until the guest runs at the destination, *blackout* the time from the event `STOP` of the one
 QEMU to the event `RESUME` of the other. All other guests stand still meanwhile, but for the sibling. Each figure is the middle of
-{rounds} runs, taken in turns.
+{rounds} runs, taken in turns; runs that began while something else kept the machine busy count only if there are no others.
 
 {}
 *Sibling there*: another guest of the same image runs at the destination. *Returns*: the guest came from the destination with memdex, ran

@@ -187,7 +187,7 @@ impl Stage {
         let mut there = Qemu::start(&self.scratch, &name, &self.options.destination(Backend::File(ram)));
         drop(self.daemon(to).wait_for_vm(there.pid(), PATIENCE));
         self.indexed();
-        settle();
+        let busy = settle();
 
         let port = self.daemon(to).port();
         let relay = Relay::to(([127, 0, 0, 1], port).into()).expect("a relay between the hosts");
@@ -211,6 +211,7 @@ impl Stage {
             blackout_ms: milliseconds(stopped, resumed),
             reported_ms: report.blackout_ms,
             called_off: 0,
+            busy,
         };
         self.guest.wait_for_exit(PATIENCE);
         self.checks = there.check_all(self.checks);
