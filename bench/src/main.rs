@@ -29,9 +29,15 @@ struct Arguments {
     /// Exit with 1 if a figure is out of bounds
     #[arg(long)]
     check: bool,
-    /// Measure only figures whose name contains this; `migrate_qemu` is QEMU's own migration, for comparison
+    /// Measure only figures whose name contains this; `migrate_qemu` is QEMU's own migration alone
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// How often each kind of migration is measured; the middle one counts
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=99))]
+    rounds: usize,
+    /// Write what was seen of migrations into this folder: migration.md and migration.svg
+    #[arg(long, value_name = "FOLDER")]
+    docs: Option<PathBuf>,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -68,9 +74,18 @@ fn main() -> ExitCode {
     if wanted(&["idle_core_share"]) {
         idle::measure(&mut figures);
     }
-    // Figures without a promise, only for who asks: what QEMU does by itself.
-    if arguments.only.is_some() && wanted(&["migrate_qemu"]) {
-        migration::measure_qemu();
+    if arguments.only.as_deref() == Some("migrate_qemu") {
+        migration::measure_qemu(arguments.rounds);
+    } else if wanted(&[
+        "migrate_sibling_wire_over_qemu",
+        "migrate_sibling_wire_over_zstd",
+        "migrate_returning_wire_over_qemu",
+        "migrate_nothing_wire_over_zstd",
+        "migrate_sibling_time_over_qemu",
+        "migrate_worst_time_over_qemu",
+        "blackout_over_qemu",
+    ]) {
+        migration::measure(&mut figures, arguments.rounds, arguments.docs.as_deref());
     }
     if !figures.is_empty() {
         print!("{figures}");

@@ -1,21 +1,26 @@
 //! Live migration, measured: how long it takes, how long the guest stands still, what crosses the wire.
 //!
-//! - [`relay`]: what it can do that counts what crosses. [`pair`]: a guest and where it goes next.
-//! - [`qemu_modes`]: QEMU's own migration, the baseline.
+//! - [`relay`]: what it can do that counts what crosses, at the socket.
+//! - [`pair`] and [`qemu_modes`]: QEMU's own migration, the baseline. [`stage`]: that of memdex.
+//! - [`compare`]: both in one run, and the ratios that are promised. [`report`] and [`chart`]: how they are shown.
 
+mod chart;
+mod compare;
 mod pair;
 mod qemu_modes;
 mod relay;
+mod report;
+mod stage;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
-use pair::Pair;
+use memdex_tests::image::QemuVersion;
+
+pub(crate) use compare::{measure, measure_qemu};
 use qemu_modes::Mode;
+use stage::Case;
 
 use crate::figure::median;
-
-/// How often each is measured; what is shown is the middle one of each figure.
-const ROUNDS: usize = 3;
 
 /// Most bytes a second on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +32,8 @@ pub(crate) enum Cap {
 }
 
 impl Cap {
+    const ALL: [Self; 2] = [Self::Gigabit, Self::None];
+
     /// As a number; no machine has a network that is faster than what stands for none.
     pub(crate) const fn bytes_per_second(self) -> u64 {
         match self {
@@ -45,11 +52,37 @@ impl fmt::Display for Cap {
     }
 }
 
+/// What moved the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// QEMU alone.
+    Qemu(Mode),
+    /// memdex.
+    Memdex(Case),
+}
+
+impl How {
+    /// All that are compared, as they are shown: the baseline first.
+    fn all() -> impl Iterator<Item = Self> {
+        Mode::ALL.into_iter().map(Self::Qemu).chain(Case::ALL.into_iter().map(Self::Memdex))
+    }
+}
+
+impl fmt::Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Qemu(mode) => mode.fmt(f),
+            Self::Memdex(case) => case.fmt(f),
+        }
+    }
+}
+
 /// A migration that was measured.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
-    /// How it was done.
-    pub(crate) mode: String,
+    pub(crate) how: How,
+    /// The QEMU that runs the guest.
+    pub(crate) qemu: QemuVersion,
     /// What the wire was limited to.
     pub(crate) cap: Cap,
     /// Bytes at the sockets, both ways.
@@ -58,63 +91,46 @@ pub(crate) struct Run {
     pub(crate) total_ms: f64,
     /// Milliseconds for which it ran nowhere, from the events of the two QEMUs.
     pub(crate) blackout_ms: f64,
-    /// What QEMU itself says the blackout was, in milliseconds.
-    pub(crate) reported_downtime_ms: Option<u64>,
+    /// What QEMU or memdex itself says the blackout was, in milliseconds.
+    pub(crate) reported_ms: f64,
+    /// Tries before this one that were called off because the guest could not be stopped for so short a time.
+    pub(crate) called_off: u32,
+    /// Something else kept this machine busy when it began: its times say little.
+    pub(crate) busy: bool,
 }
 
 impl Run {
-    /// The middle of each figure over runs of the same kind.
+    /// The middle of each figure over runs of the same kind, but all tries that were called off. Only those [that
+    /// count](Self::that_count).
     ///
     /// # Panics
     /// If there are none.
     pub(crate) fn middle(runs: &[Self]) -> Self {
-        let of = |figure: fn(&Self) -> f64| median(runs.iter().map(figure).collect());
+        let these = Self::that_count(runs);
+        let of = |figure: fn(&Self) -> f64| median(these.iter().map(|run| figure(run)).collect());
         Self {
-            mode: runs[0].mode.clone(),
-            cap: runs[0].cap,
             wire_bytes: of(|run| run.wire_bytes as f64) as u64,
             total_ms: of(|run| run.total_ms),
             blackout_ms: of(|run| run.blackout_ms),
-            reported_downtime_ms: runs[0]
-                .reported_downtime_ms
-                .map(|_| of(|run| run.reported_downtime_ms.unwrap_or(0) as f64) as u64),
+            reported_ms: of(|run| run.reported_ms),
+            called_off: runs.iter().map(|run| run.called_off).sum(),
+            ..these[0].clone()
         }
+    }
+
+    /// Those that nothing else on this machine disturbed, or all if there is no such.
+    pub(crate) fn that_count(runs: &[Self]) -> Vec<&Self> {
+        let quiet: Vec<_> = runs.iter().filter(|run| !run.busy).collect();
+        if quiet.is_empty() { runs.iter().collect() } else { quiet }
+    }
+
+    /// MiB on the wire.
+    pub(crate) fn wire_mib(&self) -> f64 {
+        self.wire_bytes as f64 / f64::from(1 << 20)
     }
 }
 
-/// Rows of a table of runs, for people.
-pub(crate) struct Table<'a>(pub(crate) &'a [Run]);
-
-impl fmt::Display for Table<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| mode | cap | on the wire | total | blackout | QEMU says |")?;
-        writeln!(f, "|---|---|---|---|---|---|")?;
-        for Run { mode, cap, wire_bytes, total_ms, blackout_ms, reported_downtime_ms } in self.0 {
-            let wire = *wire_bytes as f64 / f64::from(1 << 20);
-            let reported = reported_downtime_ms.map_or_else(|| "–".to_owned(), |ms| format!("{ms} ms"));
-            writeln!(
-                f,
-                "| {mode} | {cap} | {wire:.1} MiB | {total_ms:.0} ms | {blackout_ms:.1} ms | {reported} |"
-            )?;
-        }
-        Ok(())
-    }
-}
-
-/// QEMU's own migration in each of its modes, with and without a cap, of one Debian guest that goes on from place to place.
-pub(crate) fn measure_qemu() {
-    eprintln!("the relay that counts passes {:.1} GB/s on by itself", relay::rate() / 1e9);
-    let mut pair = Pair::debian();
-    let mut runs = Vec::new();
-    for cap in [Cap::Gigabit, Cap::None] {
-        for mode in Mode::ALL {
-            let rounds: Vec<Run> = (0..ROUNDS)
-                .map(|_| qemu_modes::run(mode, cap, &mut pair))
-                .inspect(|run| eprintln!("  {run:?}"))
-                .collect();
-            runs.push(Run::middle(&rounds));
-        }
-    }
-    println!("QEMU {}, {}; middle of {ROUNDS} runs", pair.version(), pair.about());
-    print!("{}", Table(&runs));
+/// Milliseconds from one time to a later one.
+fn milliseconds(from: Duration, to: Duration) -> f64 {
+    to.saturating_sub(from).as_secs_f64() * 1e3
 }

@@ -1,22 +1,28 @@
 //! A guest and the QEMU it moves to next. Owns both, and everything that is done before and after what is measured: booting,
 //! a waiting end, the proof that the guest lives.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    fs,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use memdex_tests::{
     Qemu, Scratch,
-    image::{self, Check, QemuVersion, Workload},
+    image::{self, Check, QemuProgram, QemuVersion, Workload},
     qemu::{Accelerator, Backend, Checks, Options},
     qmp::Event,
 };
 
 /// Size of the guest.
-const MIB: u64 = 1024;
-const BOOT: Duration = Duration::from_secs(300);
+pub(crate) const MIB: u64 = 1024;
+pub(crate) const BOOT: Duration = Duration::from_secs(300);
 /// How long the guest is left alone before it moves, so that what the last thing did to it has settled.
 const SETTLE: Duration = Duration::from_secs(3);
+/// How long is waited at most for whatever else this machine does, and which part of it has to be idle.
+const BUSY: Duration = Duration::from_secs(20);
+const QUIET: f64 = 0.6;
 /// Small beside what else the guest does: it is there to prove that the guest lives, and is the same.
-const CHECK: Check = Check { mib: 8, rate: 50, hot: 0 };
+pub(crate) const CHECK: Check = Check { mib: 8, rate: 50, hot: 0 };
 
 /// A guest that runs, and what is needed to move it.
 #[derive(Debug)]
@@ -32,15 +38,13 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// A Debian guest with redis and nginx under light load, booted, with the newest QEMU there is. Its RAM is QEMU's own
-    /// memory, which it always sends.
-    pub(crate) fn debian() -> Self {
+    /// A Debian guest with redis and nginx under light load, booted. Its RAM is QEMU's own memory, which it always sends.
+    pub(crate) fn debian(qemu: &QemuProgram) -> Self {
         let scratch = Scratch::new("bench-move");
         let disk = scratch.path("disk");
         let mut options = Options::debian(MIB, Backend::Plain, disk, &Workload::default(), Some(&CHECK));
-        let newest = image::qemu_versions().expect("every QEMU there is").pop().expect("there is one");
-        let version = newest.version;
-        options.qemu = Some(newest);
+        let version = qemu.version;
+        options.qemu = Some(qemu.clone());
         let mut source = Qemu::start(&scratch, &scratch.name("p0"), &options);
         source.wait_for_serial(image::READY, BOOT);
         let checks = source.check_ok(Checks::default());
@@ -58,17 +62,32 @@ impl Pair {
             Accelerator::Kvm => "KVM",
             Accelerator::Tcg => "TCG",
         };
-        format!("Debian guest of {MIB} MiB with redis and nginx under light load, {accelerator}")
+        let load = Workload::default().rate;
+        let checked = CHECK.rate;
+        format!(
+            "Debian guest of {MIB} MiB with redis and nginx, {load} writes to redis and {checked} to its own check a second, {accelerator}, QEMU {}",
+            self.version
+        )
     }
 
-    /// Both ends: the guest, left alone for a while, and a new QEMU that waits for it.
-    pub(crate) fn ends(&mut self) -> (&mut Qemu, Qemu) {
+    /// The guest stands still until [`Self::begin`].
+    pub(crate) fn rest(&mut self) {
+        self.source.pause();
+    }
+
+    /// The guest runs.
+    pub(crate) fn begin(&mut self) {
+        self.source.resume();
+    }
+
+    /// Both ends: the guest, left alone for a while, and a new QEMU that waits for it. And whether this machine is busy.
+    pub(crate) fn ends(&mut self) -> (&mut Qemu, Qemu, bool) {
         self.moves += 1;
         let name = self.scratch.name(&format!("p{}", self.moves));
         let there = self.options.destination(self.options.backend.clone());
         let destination = Qemu::start(&self.scratch, &name, &there);
-        std::thread::sleep(SETTLE);
-        (&mut self.source, destination)
+        let busy = settle();
+        (&mut self.source, destination, busy)
     }
 
     /// The guest has moved: the source ends, and what was the destination is the source from now on.
@@ -79,6 +98,32 @@ impl Pair {
         self.checks = destination.check_all(self.checks);
         self.source = destination;
     }
+}
+
+/// Leaves the guest alone for a while, and longer if something else keeps this machine busy. Whether it still does.
+pub(crate) fn settle() -> bool {
+    std::thread::sleep(SETTLE);
+    let begun = Instant::now();
+    while begun.elapsed() < BUSY {
+        let before = idle();
+        std::thread::sleep(Duration::from_secs(1));
+        if idle() - before >= cpus() * QUIET {
+            return false;
+        }
+    }
+    true
+}
+
+fn cpus() -> f64 {
+    std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64)
+}
+
+/// Seconds of CPU, all CPUs together, in which there was nothing to do.
+fn idle() -> f64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let all = text.lines().next().unwrap_or_default();
+    let ticks: f64 = all.split_whitespace().nth(4).and_then(|idle| idle.parse().ok()).unwrap_or_default();
+    ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
 /// Time since 1970, as QEMU's events have it.

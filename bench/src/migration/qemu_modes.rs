@@ -10,7 +10,7 @@ use memdex_tests::{Qemu, qmp::Event, relay::Relay};
 use serde_json::{Value, json};
 
 use super::{
-    Cap, Run,
+    Cap, How, Run, milliseconds,
     pair::{Pair, now, when},
 };
 
@@ -72,7 +72,8 @@ impl fmt::Display for Mode {
 
 /// Moves the pair's guest once, by QEMU alone.
 pub(crate) fn run(mode: Mode, cap: Cap, pair: &mut Pair) -> Run {
-    let (source, mut destination) = pair.ends();
+    let qemu = pair.version();
+    let (source, mut destination, busy) = pair.ends();
     for end in [&mut *source, &mut destination] {
         switch(end, mode);
         end.qmp().run("migrate-set-parameters", &mode.parameters(cap));
@@ -86,12 +87,15 @@ pub(crate) fn run(mode: Mode, cap: Cap, pair: &mut Pair) -> Run {
     destination.wait_for_status("running", BOUND);
     let resumed = resumed(&mut destination);
     let run = Run {
-        mode: mode.to_string(),
+        how: How::Qemu(mode),
+        qemu,
         cap,
         wire_bytes: relay.finish(),
-        total_ms: milliseconds(resumed, begun),
-        blackout_ms: milliseconds(resumed, stopped),
-        reported_downtime_ms: answer["downtime"].as_u64(),
+        total_ms: milliseconds(begun, resumed),
+        blackout_ms: milliseconds(stopped, resumed),
+        reported_ms: answer["downtime"].as_f64().unwrap_or_default(),
+        called_off: 0,
+        busy,
     };
     pair.moved(destination);
     run
@@ -132,8 +136,4 @@ fn wait(source: &mut Qemu) -> Value {
 fn resumed(destination: &mut Qemu) -> Duration {
     let events: Vec<Event> = destination.qmp().take_events();
     when(&events, "RESUME").unwrap_or_else(|| panic!("the destination resumes the guest: {events:?}"))
-}
-
-fn milliseconds(to: Duration, from: Duration) -> f64 {
-    to.saturating_sub(from).as_secs_f64() * 1e3
 }
