@@ -40,7 +40,7 @@ pub(crate) use session::Session;
 use session::{Failure, Parts};
 
 /// Data connections of one migration at most.
-const MAX_STREAMS: usize = 16;
+const MAX_STREAMS: u32 = 16;
 /// Time from one look at what is going on to the next.
 const LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for QEMU to load its device state.
@@ -132,7 +132,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
         verdict: Verdict::default(),
         stop: stop.clone(),
         session: Mutex::new(None),
-        streams: Semaphore::new(MAX_STREAMS),
+        streams: Semaphore::new(MAX_STREAMS as usize),
     });
     if let Err(why) = shared.admit_incoming(&incoming, vm.id()) {
         let _ = speaker.say(&ToSource::Fail(why)).await;
@@ -415,6 +415,12 @@ impl Destination {
                 }
             }
             Err(why) => {
+                session.stop.cancel();
+                // What is being written is written; nothing is any more when the memory is given back.
+                let incoming = Arc::clone(&self.incoming);
+                if let Ok(Ok(all)) = timeout(SILENCE, incoming.streams.acquire_many(MAX_STREAMS)).await {
+                    all.forget();
+                }
                 if self.device.is_some() || committed {
                     let _ = self.monitor.get_mut().quit().await;
                 } else {

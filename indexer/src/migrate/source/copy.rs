@@ -202,8 +202,17 @@ impl Copier {
             () = self.abort.cancelled() => Err(Stop::Aborted("it was called off".to_owned())),
             () = self.streams.stop.cancelled() => {
                 let failure = self.streams.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-                // The destination may have said why it no longer takes anything.
-                if let Ok(Some(Ok(ToSource::Fail(why)))) = timeout(LAST_WORDS, self.frames.recv()).await {
+                // The destination may have said why it no longer takes anything, after what else it had to say.
+                let last_words = async {
+                    loop {
+                        match self.frames.recv().await {
+                            Some(Ok(ToSource::Fail(why))) => return Some(why),
+                            Some(Ok(_)) => {}
+                            _ => return None,
+                        }
+                    }
+                };
+                if let Ok(Some(why)) = timeout(LAST_WORDS, last_words).await {
                     return Err(Stop::failed(format!("the destination gave up: {}", migrate_client::printable(&why))));
                 }
                 Err(Stop::failed(failure.unwrap_or_else(|| "the data connections have ended".to_owned())))
