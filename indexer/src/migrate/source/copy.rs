@@ -208,20 +208,34 @@ impl Copier {
         tokio::select! {
             biased;
             frame = self.frames.recv() => match frame.unwrap_or(Err(LinkError::Closed))? {
-                ToSource::Fail(why) => Err(Stop::failed(format!("the destination gave up: {}", migrate_client::printable(&why)))),
+                ToSource::Fail(why) => Err(gave_up(&why)),
                 frame => Ok(frame),
             },
             () = self.abort.cancelled() => Err(Stop::Aborted("it was called off".to_owned())),
             () = self.streams.stop.cancelled() => {
                 let failure = self.streams.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-                // The destination may have said why it no longer takes anything.
-                if let Ok(Some(Ok(ToSource::Fail(why)))) = tokio::time::timeout(LAST_WORDS, self.frames.recv()).await {
-                    return Err(Stop::failed(format!("the destination gave up: {}", migrate_client::printable(&why))));
+                // The destination may have said why it no longer takes anything, after what else it had to say.
+                let last_words = async {
+                    loop {
+                        match self.frames.recv().await {
+                            Some(Ok(ToSource::Fail(why))) => return Some(why),
+                            Some(Ok(_)) => {}
+                            _ => return None,
+                        }
+                    }
+                };
+                if let Ok(Some(why)) = tokio::time::timeout(LAST_WORDS, last_words).await {
+                    return Err(gave_up(&why));
                 }
                 Err(Stop::failed(failure.unwrap_or_else(|| "the data connections have ended".to_owned())))
             }
         }
     }
+}
+
+/// The destination says that it has given up, and why.
+pub(super) fn gave_up(why: &str) -> Stop {
+    Stop::failed(format!("the destination gave up: {}", migrate_client::printable(why)))
 }
 
 const LAST_WORDS: Duration = Duration::from_millis(500);

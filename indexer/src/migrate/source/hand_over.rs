@@ -14,7 +14,7 @@ use memdex_wire::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{Outgoing, Stop};
+use super::{Outgoing, Stop, copy::gave_up};
 use crate::migrate::{
     Shared,
     guard::{Orders, Step},
@@ -78,10 +78,7 @@ impl Outgoing {
             }
             // It says so only after it has decided, once and for all, and after its VMM has ended.
             Ok(Some(Ok(ToSource::Fail(why)))) => {
-                return Err(Stop::failed(format!(
-                    "the destination gave up: {}",
-                    migrate_client::printable(&why)
-                )));
+                return Err(gave_up(&why));
             }
             _ => {}
         }
