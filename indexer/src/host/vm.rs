@@ -213,7 +213,18 @@ impl Vm {
     pub async fn sync(&self, timeout: Duration) -> Result<SyncReport, JobError> {
         let deadline = Instant::now() + timeout;
         // The tracker minds the deadline itself; the extra second is for one that cannot answer at all.
-        self.ask(timeout + Duration::from_secs(1), |reply| Command::Sync { deadline, reply }).await
+        self.ask(timeout + Duration::from_secs(1), |reply| Command::Sync { deadline, still: false, reply })
+            .await
+    }
+
+    /// The same for a guest that stands still, whose VMM has drained its I/O: no write is waited for any more.
+    ///
+    /// # Errors
+    /// If the VM ends or the time is up.
+    pub(crate) async fn sync_still(&self, timeout: Duration) -> Result<SyncReport, JobError> {
+        let deadline = Instant::now() + timeout;
+        self.ask(timeout + Duration::from_secs(1), |reply| Command::Sync { deadline, still: true, reply })
+            .await
     }
 
     /// Reads every current page again and compares.

@@ -176,7 +176,7 @@ impl Outgoing {
 }
 
 async fn sync(vm: &Vm) -> Result<(), Stop> {
-    vm.sync(SYNC)
+    vm.sync_still(SYNC)
         .await
         .map(drop)
         .map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))

@@ -44,6 +44,8 @@ type Reply<T> = oneshot::Sender<Result<T, JobError>>;
 pub(super) struct SyncJob {
     began: Instant,
     deadline: Instant,
+    /// No write is on its way: what is marked has landed, or never will.
+    still: bool,
     todo: RoaringBitmap,
     again: RoaringBitmap,
     attempt: u32,
@@ -64,7 +66,12 @@ pub(super) struct VerifyJob {
 
 impl Tracker {
     /// Begins a sync: first an audit, so that the answer does not rest on marks.
-    pub(super) fn begin_sync(&mut self, deadline: Instant, reply: Reply<SyncReport>) -> Result<(), Lost> {
+    pub(super) fn begin_sync(
+        &mut self,
+        deadline: Instant,
+        still: bool,
+        reply: Reply<SyncReport>,
+    ) -> Result<(), Lost> {
         let began = Instant::now();
         self.take_marks();
         self.audit()?;
@@ -79,6 +86,7 @@ impl Tracker {
         self.jobs.push_back(Job::Sync(SyncJob {
             began,
             deadline,
+            still,
             todo,
             again: RoaringBitmap::new(),
             attempt: 1,
@@ -165,7 +173,7 @@ impl Tracker {
     fn sync_batch(&self, job: &SyncJob) -> RoaringBitmap {
         let most = if job.attempt == 1 { BATCH } else { TIGHT };
         let mut open = &job.todo - self.queue.in_discard();
-        if job.began.elapsed() < GRACE {
+        if !job.still && job.began.elapsed() < GRACE {
             open -= self.queue.awaited();
         }
         let Some(first) = open.min() else { return open };

@@ -78,8 +78,8 @@ impl Default for TrackerOptions {
 /// What a tracker is asked to do.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Make every page current once.
-    Sync { deadline: Instant, reply: oneshot::Sender<Result<SyncReport, JobError>> },
+    /// Make every page current once. `still`: the guest has been stopped and its I/O has drained, so no write is on its way.
+    Sync { deadline: Instant, still: bool, reply: oneshot::Sender<Result<SyncReport, JobError>> },
     /// Read every current page again.
     Verify { reply: oneshot::Sender<Result<VerifyReport, JobError>> },
     /// Leave the memory alone: a migration fills it. Answered when nothing of it is being read.
@@ -237,7 +237,7 @@ impl Tracker {
         let due = self.options.tick.saturating_sub(self.last_tick.elapsed());
         let wait = if busy { Duration::ZERO } else { due };
         match self.commands.recv_timeout(wait) {
-            Ok(Command::Sync { deadline, reply }) => self.begin_sync(deadline, reply)?,
+            Ok(Command::Sync { deadline, still, reply }) => self.begin_sync(deadline, still, reply)?,
             Ok(Command::Verify { reply }) => self.begin_verify(reply),
             Ok(Command::Changed(descriptor)) => self.changed(descriptor),
             Ok(Command::StandAside { reply }) => {
