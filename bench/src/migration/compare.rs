@@ -30,7 +30,7 @@ pub(crate) fn measure_qemu(rounds: usize) {
             runs.push(Run::middle(&rounds.collect::<Vec<_>>()));
         }
     }
-    println!("{}; middle of {rounds} runs", pair.about());
+    println!("{}; {}", pair.about(), report::how_often(rounds));
     print!("{}", Table(&runs));
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn measure(figures: &mut Figures, rounds: usize, docs: Option<&Path>)
         shown.extend(hows.map(|how| of(&runs, oldest.version, how, Cap::Gigabit)));
     }
     shown.sort_by_key(|run| (std::cmp::Reverse(run.qemu), run.cap != Cap::Gigabit));
-    println!("{about}; middle of {rounds} runs");
+    println!("{about}; {}", report::how_often(rounds));
     print!("{}", Table(&shown));
     if let Some(folder) = docs {
         report::write(folder, &shown, &about, rounds).expect("the table can be written");

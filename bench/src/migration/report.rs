@@ -63,14 +63,13 @@ pub(super) fn write(folder: &Path, runs: &[Run], about: &str, rounds: usize) -> 
     let text = format!(
         "# Migration, measured
 
-`cargo xtask bench --only migrate -- --docs docs` writes this page and the plot anew.
+`cargo xtask bench --only migrate --docs docs` writes this page and the plot anew.
 
 ![On the wire, total time and blackout at 1 Gb/s](migration.svg)
 
 {about}. Both hosts are this machine ({}); what crosses between them passes a relay that counts it at the
 sockets, both ways. *Total* is the time from the command until the guest runs at the destination, *blackout* the time from the event `STOP` of the one
-QEMU to the event `RESUME` of the other. All other guests stand still meanwhile, but for the sibling. Each figure is the middle of
-{rounds} runs, taken in turns; runs that began while something else kept the machine busy count only if there are no others.
+QEMU to the event `RESUME` of the other. All other guests stand still meanwhile, but for the sibling. Figures: {}; runs that began while something else kept the machine busy count only if there are no others.
 
 {}
 *Sibling there*: another guest of the same image runs at the destination. *Returns*: the guest came from the destination with memdex, ran
@@ -78,9 +77,18 @@ elsewhere under its load for the time named, and goes back. *Nothing in common*:
 After every migration the guest found all of the memory it checks as it should be.
 ",
         machine(),
+        how_often(rounds),
         Table(runs)
     );
     fs::write(folder.join("migration.md"), text)
+}
+
+/// What each figure is made of.
+pub(super) fn how_often(rounds: usize) -> String {
+    match rounds {
+        1 => "each of one run".to_owned(),
+        _ => format!("the middle of {rounds} runs, taken in turns"),
+    }
 }
 
 fn machine() -> String {
