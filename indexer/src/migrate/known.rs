@@ -24,6 +24,8 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 const OWED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Ended migrations that are remembered at most.
 const MOST_ENDED: usize = 200;
+/// Shortest beginning of an id that may stand for it.
+const SHORTEST: usize = 4;
 /// Migrations that may wait or be under way at once; more are refused.
 const MOST: usize = 64;
 
@@ -96,6 +98,21 @@ impl Shared {
         self.lock().iter().find(|known| known.record().id() == id).cloned()
     }
 
+    /// One whose id begins so, if there is only one.
+    pub(super) fn find_by(&self, beginning: &str) -> Option<Known> {
+        if beginning.len() < SHORTEST {
+            return self.find(beginning);
+        }
+        let all = self.lock();
+        let mut found = all.iter().filter(|known| known.record().id().starts_with(beginning));
+        found.next().filter(|_| found.next().is_none()).cloned()
+    }
+
+    /// Whether a migration of this id leaves this host.
+    pub(super) fn sends(&self, id: &str) -> bool {
+        matches!(self.find(id), Some(Known::Outgoing { .. }))
+    }
+
     /// Takes one in, unless the VM is on its way already.
     pub(super) fn admit(&self, new: Known, vm: &str) -> Result<(), String> {
         let mut all = self.lock();
@@ -163,7 +180,7 @@ impl Shared {
 
     pub(super) fn remember_rate(&self, to: String, record: &Record) {
         let document = record.document();
-        if document.phase == Phase::Completed && document.bytes.wire > 4 << 20 && document.total_ms > 0 {
+        if document.phase == Phase::Completed && document.bytes.wire > 32 << 20 && document.total_ms > 0 {
             let rate = document.bytes.wire * 1000 / document.total_ms;
             self.rates.lock().unwrap_or_else(PoisonError::into_inner).insert(to, rate);
         }

@@ -158,10 +158,10 @@ impl Migrations {
         self.0.lock().iter().map(|known| known.record().document()).collect()
     }
 
-    /// One of them.
+    /// One of them, by its id or the beginning of it.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Migration> {
-        self.0.find(id).map(|known| known.record().document())
+        self.0.find_by(id).map(|known| known.record().document())
     }
 
     /// Calls one off; `None` if there is no such migration.
@@ -169,7 +169,7 @@ impl Migrations {
     /// # Errors
     /// If it is too late: the guest runs at the destination, or is being handed over.
     pub async fn abort(&self, id: &str) -> Option<Result<Migration, Problem>> {
-        let known = self.0.find(id)?;
+        let known = self.0.find_by(id)?;
         let record = Arc::clone(known.record());
         let too_late = |why: &str| Err(Problem::new(Code::Conflict, why));
         Some(match (&known, record.phase()) {

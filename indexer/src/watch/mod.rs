@@ -48,6 +48,6 @@ pub mod inject;
 pub mod pagemap;
 pub mod process;
 mod ptrace;
-mod queue;
+pub(crate) mod queue;
 pub mod tracker;
 pub mod userfault;

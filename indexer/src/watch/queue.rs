@@ -192,7 +192,7 @@ impl Queue {
 }
 
 /// The runs of consecutive pages in a set.
-pub(super) fn runs(pages: &RoaringBitmap) -> impl Iterator<Item = Range<u32>> + '_ {
+pub(crate) fn runs(pages: &RoaringBitmap) -> impl Iterator<Item = Range<u32>> + '_ {
     let mut pages = pages.iter();
     std::iter::from_fn(move || {
         let run = pages.next_range()?;

@@ -47,6 +47,29 @@ fn there_and_back(program: image::QemuProgram, times: usize) {
 }
 
 #[test]
+fn what_a_ram_file_held_before_does_not_show_through() {
+    let scratch = Scratch::new("old");
+    let hosts = Hosts::start(&scratch);
+    let options = tiny(scratch.shm("ram0"), 192, &WORKLOAD, &CHECK, None);
+    let name = scratch.name("a");
+    let mut guest = start(&scratch, &name, &options, &hosts.a);
+    guest.wait_for_serial(image::READY, Duration::from_secs(120));
+    let checks = guest.check_all(Checks::default());
+    // All of the file is full of something that the guest has nowhere.
+    let file = scratch.shm("ram1");
+    let old: Vec<u8> = (0..192u32 << 18).flat_map(|word| (word | 1 << 31).to_le_bytes()).collect();
+    std::fs::write(&file, old).expect("room in /dev/shm");
+    let there = options.destination(Backend::File(file.clone()));
+    let mut waiting = start(&scratch, &scratch.name("b"), &there, &hosts.b);
+    let (report, code) = migrate(&hosts.a, &name, &tcp(&hosts.b), &scratch.name("b"), &[]);
+    assert_eq!(code, Some(0), "{report}");
+    assert_eq!(waiting.status(), "running");
+    waiting.check_all(checks);
+    let taken = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&file).expect("it is there")) * 512;
+    assert!(taken < 160 << 20, "{taken} bytes: where the guest has nothing there is nothing");
+}
+
+#[test]
 fn guest_moves_there_and_back_ten_times_under_load() {
     for program in image::qemu_versions().expect("every QEMU there is") {
         there_and_back(program, 10);

@@ -173,6 +173,7 @@ impl Conversation {
             if session.has_open_offers() {
                 return Err("the source compares before everything has come".to_owned());
             }
+            session.forget_the_rest()?;
             Ok(session.root())
         })
         .await?;

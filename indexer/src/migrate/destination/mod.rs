@@ -97,6 +97,11 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
         link::open(Counted::new(io, Arc::clone(&record.wire)), reader.clone(), link::pong);
     let _reader = reader.drop_guard();
     let Ok(Some(Ok(ToDestination::Hello(hello)))) = timeout(SILENCE, frames.recv()).await else { return };
+    if shared.sends(record.id()) {
+        let why = "source and destination are the same host: --to names the one to move to";
+        let _ = speaker.say(&ToSource::Fail(why.to_owned())).await;
+        return;
+    }
     let found = checks::look(&shared.host, &hello).await;
     let possible = found.checks.iter().all(|check| check.ok);
     let ready = Ready {

@@ -9,6 +9,7 @@ use memdex_wire::{
     Fingerprint, PAGE_SIZE,
     transfer::{ToSource, ZERO},
 };
+use roaring::RoaringBitmap;
 use tokio::{runtime::Handle, sync::Notify};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,7 @@ use crate::{
     map::{MapId, Place},
     memory::Ram,
     migrate::{in_flight::InFlight, ledger::Ledger, link::Speaker, record::Record},
+    watch::queue::runs,
 };
 
 /// Pages read at a time when the file is looked through.
@@ -40,6 +42,8 @@ pub(crate) struct Session {
     pub(super) runtime: Handle,
     /// Held by whoever writes to the RAM file; true once nobody may any more.
     closed: RwLock<bool>,
+    /// Pages of which the source has said what they hold. Of all others it means that they are zeros.
+    pub(super) told: Mutex<RoaringBitmap>,
     ledger: Mutex<Ledger>,
     state: Mutex<State>,
     failure: Mutex<Option<String>>,
@@ -98,6 +102,7 @@ impl Session {
             opened: Notify::new(),
             failure: Mutex::new(None),
             closed: RwLock::new(false),
+            told: Mutex::default(),
             runtime: Handle::current(),
         }
     }
@@ -127,6 +132,18 @@ impl Session {
             }
         }
         Ok(known)
+    }
+
+    /// Makes holes of what the RAM file held from an earlier stay and the source has said nothing of: there the guest has zeros. Late, because
+    /// until the end the source may still tell of pages that have kept their content. Blocking.
+    pub(super) fn forget_the_rest(&self) -> Result<(), Failure> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let populated: RoaringBitmap = self.ledger().populated().map(|(page, _)| page).collect();
+        for run in runs(&(populated - &*told)) {
+            self.ram.punch(run.clone()).map_err(|error| no_room(&error))?;
+            run.for_each(|page| self.put(page, ZERO));
+        }
+        Ok(())
     }
 
     /// Leave to write to the RAM file, for as long as it is held.
