@@ -77,10 +77,7 @@ impl Session {
                 return Err("the source offers more at once than was agreed".to_owned());
             }
         }
-        self.told
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .extend(pages.iter().map(|(page, _)| *page));
+        self.confirm(&pages);
         let place = self.place()?;
         self.zeros(&pages)?;
         drop(place);

@@ -42,7 +42,8 @@ pub(crate) struct Session {
     pub(super) runtime: Handle,
     /// Held by whoever writes to the RAM file; true once nobody may any more.
     closed: RwLock<bool>,
-    /// Pages of which the source has said what they hold. Of all others it means that they are zeros.
+    /// Pages that hold what the source believes, because it has said so and was obeyed. Of all others it believes that they are zeros; of a page that
+    /// was withdrawn it believes what it did before.
     pub(super) told: Mutex<RoaringBitmap>,
     ledger: Mutex<Ledger>,
     state: Mutex<State>,
@@ -124,7 +125,7 @@ impl Session {
                 hasher.fingerprint(buffer.as_chunks().0, &mut digests);
                 for (page, digest) in piece.clone().zip(&digests) {
                     if let Some(content) = digest {
-                        self.put(page, *content);
+                        self.note(page, *content);
                         known += 1;
                     }
                 }
@@ -134,6 +135,14 @@ impl Session {
         Ok(known)
     }
 
+    /// What is offered is in place already.
+    pub(super) fn confirm(&self, pages: &[(u32, Fingerprint)]) {
+        let ledger = self.ledger();
+        let there =
+            pages.iter().filter(|(page, content)| ledger.get(*page) == *content).map(|(page, _)| *page);
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).extend(there);
+    }
+
     /// Makes holes of what the RAM file held from an earlier stay and the source has said nothing of: there the guest has zeros. Late, because
     /// until the end the source may still tell of pages that have kept their content. Blocking.
     pub(super) fn forget_the_rest(&self) -> Result<(), Failure> {
@@ -141,7 +150,7 @@ impl Session {
         let populated: RoaringBitmap = self.ledger().populated().map(|(page, _)| page).collect();
         for run in runs(&(populated - &*told)) {
             self.ram.punch(run.clone()).map_err(|error| no_room(&error))?;
-            run.for_each(|page| self.put(page, ZERO));
+            run.for_each(|page| self.note(page, ZERO));
         }
         Ok(())
     }
@@ -203,8 +212,13 @@ impl Session {
         Ok(true)
     }
 
-    /// Notes what a page holds, also for those who look for content.
+    /// Notes that a page holds what the source has said, also for those who look for content.
     pub(super) fn put(&self, page: u32, content: Fingerprint) {
+        self.note(page, content);
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(page);
+    }
+
+    fn note(&self, page: u32, content: Fingerprint) {
         let before = self.ledger().set(page, content);
         if before == content {
             return;
