@@ -50,7 +50,7 @@ use crate::{
       Begin it and leave; look later. `memdex abort $id` calls it off.
 
 Exit codes:
-  0 the guest runs at the destination · 1 aborted or failed · 5 a check failed, or it is being migrated already ·
+  0 the guest runs at the destination · 1 a check failed, or it was aborted or failed · 5 it is being migrated already ·
   130 interrupted: called off, or left with a second Ctrl-C · the others as in memdex --help"
 )]
 pub(super) struct Arguments {

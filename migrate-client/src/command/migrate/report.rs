@@ -71,6 +71,8 @@ pub(in crate::command) fn print(output: &mut Output, ended: &Migration) -> Resul
             bytes: &ended.bytes,
             pages: &ended.pages,
         })?,
+        // Nothing was moved, so there are no figures; why is said at the end.
+        Format::Table if ended.rounds == 0 && outcome(ended) != Outcome::Completed => {}
         Format::Table => output.text(&picture(ended))?,
     }
     output.flush()?;
