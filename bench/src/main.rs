@@ -29,7 +29,7 @@ struct Arguments {
     /// Exit with 1 if a figure is out of bounds
     #[arg(long)]
     check: bool,
-    /// Measure only figures whose name contains this; `migrate_qemu` is QEMU's own migration alone
+    /// Measure only figures whose name contains this; `migrate_qemu` is QEMU's own migration alone, `migrate_memdex` that of memdex alone
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// How often each kind of migration is measured; the middle one counts
@@ -76,6 +76,8 @@ fn main() -> ExitCode {
     }
     if arguments.only.as_deref() == Some("migrate_qemu") {
         migration::measure_qemu(arguments.rounds);
+    } else if arguments.only.as_deref() == Some("migrate_memdex") {
+        migration::measure_memdex(arguments.rounds);
     } else if wanted(&[
         "migrate_sibling_wire_over_qemu",
         "migrate_sibling_wire_over_zstd",

@@ -3,7 +3,7 @@
 //! Owns the order of the measurements and the ratios that are promised. While one is measured all other guests stand still
 //! and their daemons are stopped.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use memdex_tests::image::{self, QemuProgram, QemuVersion};
 
@@ -32,6 +32,21 @@ pub(crate) fn measure_qemu(rounds: usize) {
     }
     println!("{}; {}", pair.about(), report::how_often(rounds));
     print!("{}", Table(&runs));
+}
+
+/// memdex's migration in each of its cases, for whoever works on it: a guest that returns does so at once.
+pub(crate) fn measure_memdex(rounds: usize) {
+    let qemu = newest();
+    let (mut beside, mut alone) = (Stage::debian(&qemu, true), Stage::debian(&qemu, false));
+    for cap in (0..rounds).flat_map(|_| Cap::ALL) {
+        beside.begin();
+        told(&beside.go_after(Duration::ZERO, Case::Sibling, cap));
+        told(&beside.go_after(Duration::ZERO, Case::Returning, cap));
+        beside.rest();
+        alone.begin();
+        told(&alone.go(Case::Nothing, cap));
+        alone.rest();
+    }
 }
 
 /// Measures all that is compared; the table and the plot also go into the folder `docs`.

@@ -16,7 +16,7 @@ use std::{fmt, time::Duration};
 
 use memdex_tests::image::QemuVersion;
 
-pub(crate) use compare::{measure, measure_qemu};
+pub(crate) use compare::{measure, measure_memdex, measure_qemu};
 use qemu_modes::Mode;
 use stage::Case;
 

@@ -167,9 +167,15 @@ impl Stage {
     /// # Panics
     /// If it does not arrive, or finds its memory changed.
     pub(crate) fn go(&mut self, case: Case, cap: Cap) -> Run {
-        if case == Case::Returning {
-            std::thread::sleep(AWAY);
-        }
+        self.go_after(if case == Case::Returning { AWAY } else { Duration::ZERO }, case, cap)
+    }
+
+    /// The same after some time where it is.
+    ///
+    /// # Panics
+    /// As [`Self::go`].
+    pub(crate) fn go_after(&mut self, away: Duration, case: Case, cap: Cap) -> Run {
+        std::thread::sleep(away);
         for called_off in 0..TRIES {
             if let Some(run) = self.try_to_go(case, cap) {
                 return Run { called_off, ..run };

@@ -9,8 +9,8 @@ use crate::{fingerprint::Page, map::MapId};
 ///
 /// Nothing here is to be believed: whoever uses bytes hashes them first.
 pub(crate) trait ContentSource: std::fmt::Debug + Send + Sync {
-    /// Whether the page held this content when it was last looked at.
-    fn holds(&self, page: u32, fingerprint: &Fingerprint) -> bool;
+    /// What the page held when it was last looked at; `None` if that is not known, or if it has been written since, or is zeros.
+    fn content(&self, page: u32) -> Option<Fingerprint>;
 
     /// Copies the page's bytes as they are now; `None` if it cannot be read.
     fn read(&self, page: u32, into: &mut Page) -> Option<()>;
@@ -20,12 +20,13 @@ pub(crate) trait ContentSource: std::fmt::Debug + Send + Sync {
 }
 
 impl ContentSource for Vm {
-    fn holds(&self, page: u32, fingerprint: &Fingerprint) -> bool {
+    fn content(&self, page: u32) -> Option<Fingerprint> {
         let map = self.map();
-        page < map.pages() && {
-            let view = map.page(page);
-            view.state == PageState::Current && view.fingerprint.as_ref() == Some(fingerprint)
+        if page >= map.pages() {
+            return None;
         }
+        let view = map.page(page);
+        view.fingerprint.filter(|_| view.state == PageState::Current)
     }
 
     fn read(&self, page: u32, into: &mut Page) -> Option<()> {

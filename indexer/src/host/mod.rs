@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use memdex_wire::{Fingerprint, PAGE_SIZE, event::Event};
+use memdex_wire::{Fingerprint, Name, PAGE_SIZE, event::Event};
 use roaring::RoaringBitmap;
 use tokio::sync::broadcast;
 
@@ -119,27 +119,28 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
-    /// Copies a page that probably has this content, from the first place that says so. The copy is not hashed.
-    pub(crate) fn read_candidate(&self, fingerprint: &Fingerprint, page: &mut Page) -> bool {
-        let mut places = Vec::new();
-        self.index.candidates(fingerprint, &mut places);
-        places.iter().any(|place| {
-            let source = self.registry.by_map(place.map);
-            source.is_some_and(|source| {
-                source.holds(place.page, fingerprint) && source.read(place.page, page).is_some()
-            })
+    /// Copies a page that probably has content of this name, from the first place that says so. The copy is not hashed.
+    pub(crate) fn read_candidate(&self, name: &Name, page: &mut Page) -> bool {
+        self.sources(name).any(|(source, number)| source.read(number, page).is_some())
+    }
+
+    /// Copies content from wherever this host has it. The copy is hashed: what is returned is what `page` is, and has that name.
+    pub(crate) fn copy_content(&self, name: &Name, page: &mut Page) -> Option<Fingerprint> {
+        self.sources(name).find_map(|(source, number)| {
+            source.read(number, page)?;
+            let content = Fingerprint::new(*blake3::hash(page.as_slice()).as_bytes());
+            (content.name() == *name).then_some(content)
         })
     }
 
-    /// Copies content from wherever this host has it. The copy is hashed: if this returns true, `page` has that fingerprint.
-    pub(crate) fn copy_content(&self, fingerprint: &Fingerprint, page: &mut Page) -> bool {
+    /// Pages that held content of this name when they were last looked at.
+    fn sources(&self, name: &Name) -> impl Iterator<Item = (Arc<dyn ContentSource>, u32)> {
         let mut places = Vec::new();
-        self.index.candidates(fingerprint, &mut places);
-        places.iter().any(|place| {
-            let Some(source) = self.registry.by_map(place.map) else { return false };
-            source.holds(place.page, fingerprint)
-                && source.read(place.page, page).is_some()
-                && blake3::hash(page.as_slice()).as_bytes() == fingerprint.as_bytes()
+        self.index.candidates(name, &mut places);
+        places.into_iter().filter_map(|place| {
+            let source = self.registry.by_map(place.map)?;
+            let content = source.content(place.page)?;
+            (content.name() == *name).then_some((source, place.page))
         })
     }
 }
@@ -226,7 +227,7 @@ impl Host {
         let mut held = RoaringBitmap::new();
         for (position, fingerprint) in fingerprints.iter().enumerate() {
             places.clear();
-            self.shared.index.candidates(fingerprint, &mut places);
+            self.shared.index.candidates(&fingerprint.name(), &mut places);
             let holds = |place: &_| self.shared.registry.holds(place, fingerprint);
             if places.iter().any(holds) {
                 held.insert(position as u32);
@@ -240,7 +241,7 @@ impl Host {
     #[must_use]
     pub fn read_content(&self, fingerprint: &Fingerprint) -> Option<Box<Page>> {
         let mut page = Box::new([0u8; PAGE_SIZE]);
-        self.shared.copy_content(fingerprint, &mut page).then_some(page)
+        (self.shared.copy_content(&fingerprint.name(), &mut page)? == *fingerprint).then_some(page)
     }
 
     /// What all VMs share.

@@ -52,7 +52,7 @@ impl Registry {
     /// Whether a place holds this content right now.
     pub(super) fn holds(&self, place: &Place, fingerprint: &Fingerprint) -> bool {
         let by_map = self.by_map.read().unwrap_or_else(PoisonError::into_inner);
-        by_map.get(&place.map).is_some_and(|source| source.holds(place.page, fingerprint))
+        by_map.get(&place.map).is_some_and(|source| source.content(place.page).as_ref() == Some(fingerprint))
     }
 
     /// A number that no source had before.

@@ -21,7 +21,7 @@ use std::sync::{
 };
 
 use hashbrown::{HashTable, hash_table};
-use memdex_wire::Fingerprint;
+use memdex_wire::{Fingerprint, Name};
 
 /// Names one VM's map in the index. Never used twice while the daemon runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,7 +84,7 @@ impl ContentIndex {
 
     /// Says that a place now holds `fingerprint`.
     pub fn insert(&self, fingerprint: &Fingerprint, place: Place) {
-        let (mut shard, tag) = self.shard(fingerprint);
+        let (mut shard, tag) = self.shard(fingerprint.prefix());
         let mut same = 0;
         for entry in shard.iter_hash(spread(tag)).filter(|entry| entry.tag == tag) {
             if entry.map == place.map.0 && entry.page == place.page {
@@ -102,16 +102,16 @@ impl ContentIndex {
 
     /// Says that a place no longer holds `fingerprint`.
     pub fn remove(&self, fingerprint: &Fingerprint, place: Place) {
-        let (mut shard, tag) = self.shard(fingerprint);
+        let (mut shard, tag) = self.shard(fingerprint.prefix());
         let same = |entry: &Entry| (entry.tag, entry.map, entry.page) == (tag, place.map.0, place.page);
         if let Ok(entry) = shard.find_entry(spread(tag), same) {
             hash_table::OccupiedEntry::remove(entry);
         }
     }
 
-    /// Appends the places that probably hold `fingerprint`: check each in its map.
-    pub fn candidates(&self, fingerprint: &Fingerprint, places: &mut Vec<Place>) {
-        let (shard, tag) = self.shard(fingerprint);
+    /// Appends the places that probably hold content of this name: check each in its map.
+    pub fn candidates(&self, name: &Name, places: &mut Vec<Place>) {
+        let (shard, tag) = self.shard(name.prefix());
         let same = shard.iter_hash(spread(tag)).filter(|entry| entry.tag == tag);
         places.extend(same.map(|entry| Place { map: MapId(entry.map), page: entry.page }));
     }
@@ -137,8 +137,8 @@ impl ContentIndex {
         statistics
     }
 
-    fn shard(&self, fingerprint: &Fingerprint) -> (MutexGuard<'_, HashTable<Entry>>, u32) {
-        let mixed = fingerprint.prefix().wrapping_mul(self.multiplier);
+    fn shard(&self, prefix: u64) -> (MutexGuard<'_, HashTable<Entry>>, u32) {
+        let mixed = prefix.wrapping_mul(self.multiplier);
         let (tag, shard) = ((mixed >> 32) as u32, (mixed as u32 >> 8) as usize % SHARDS);
         (lock(&self.shards[shard]), tag)
     }
@@ -187,7 +187,7 @@ mod tests {
             index.forget(MapId(2));
             for (content, places) in model {
                 let mut found = Vec::new();
-                index.candidates(&print(content), &mut found);
+                index.candidates(&print(content).name(), &mut found);
                 let found: BTreeSet<_> = found.iter().map(|place| (place.map.0, place.page)).collect();
                 let expected: BTreeSet<_> = places.into_iter().filter(|(map, _)| *map != 2).collect();
                 prop_assert!(found.is_superset(&expected), "{found:?} lacks some of {expected:?}");

@@ -7,22 +7,22 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use memdex_wire::Fingerprint;
+use memdex_wire::Name;
 
 use crate::map::MapId;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct InFlight(Mutex<HashMap<Fingerprint, MapId>>);
+pub struct InFlight(Mutex<HashMap<Name, MapId>>);
 
 impl InFlight {
     /// Says that `session` is about to ask for a content. False if another one has done so already.
-    pub fn claim(&self, content: Fingerprint, session: MapId) -> bool {
+    pub fn claim(&self, content: Name, session: MapId) -> bool {
         *self.lock().entry(content).or_insert(session) == session
     }
 
     /// Says that it has come, or will not come.
-    pub fn done(&self, content: &Fingerprint, session: MapId) {
+    pub fn done(&self, content: &Name, session: MapId) {
         let mut all = self.lock();
         if all.get(content) == Some(&session) {
             all.remove(content);
@@ -34,7 +34,7 @@ impl InFlight {
         self.lock().retain(|_, owner| *owner != session);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Fingerprint, MapId>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Name, MapId>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -47,7 +47,7 @@ mod tests {
     fn one_asks_and_the_others_wait_until_it_is_done_or_gone() {
         let all = InFlight::default();
         let (a, b) = (MapId(1), MapId(2));
-        let content = Fingerprint::new([1; 32]);
+        let content = Name::new([1; 16]);
         assert!(all.claim(content, a) && all.claim(content, a) && !all.claim(content, b));
         all.done(&content, b);
         assert!(!all.claim(content, b));

@@ -1,10 +1,10 @@
 //! Frames of control: encoding and decoding. Every length is checked before anything is allocated.
 
 use super::{FRAME_HEADER, Hello, MAX_DEVICE_PIECE, MAX_FRAME, MAX_OFFER, Ready};
-use crate::Fingerprint;
+use crate::Name;
 
-/// Bytes of an offered page.
-const OFFERED: usize = 4 + Fingerprint::LEN;
+/// Bytes of a run of pages in an offer.
+const RUN: usize = 8;
 /// Longest reason that is taken.
 const MAX_REASON: usize = 4096;
 
@@ -19,8 +19,8 @@ pub enum ToDestination {
         batch: u32,
         /// The contents are sent without being asked for, each distinct one once.
         push: bool,
-        /// Page and content; [`super::ZERO`] for a page of zeros.
-        pages: Vec<(u32, Fingerprint)>,
+        /// Page and content; [`super::ZERO_NAME`] for a page of zeros.
+        pages: Vec<(u32, Name)>,
     },
     /// The digest of all pages.
     Digest([u8; 32]),
@@ -168,10 +168,15 @@ impl ToDestination {
             Self::Offer { batch, push, pages } => {
                 assert!(pages.len() <= MAX_OFFER, "split offers at MAX_OFFER");
                 let mut out = Writer::new(2).put(&batch.to_le_bytes()).put(&[u8::from(*push)]);
-                out.0.reserve(4 + pages.len() * OFFERED);
-                out = out.put(&(pages.len() as u32).to_le_bytes());
-                for (page, content) in pages {
-                    out = out.put(&page.to_le_bytes()).put(content.as_bytes());
+                let runs = || pages.chunk_by(|(before, _), (page, _)| before.checked_add(1) == Some(*page));
+                let count = runs().count();
+                out.0.reserve(4 + count * RUN + pages.len() * Name::LEN);
+                out = out.put(&(count as u32).to_le_bytes());
+                for run in runs() {
+                    out = out.put(&run[0].0.to_le_bytes()).put(&(run.len() as u32).to_le_bytes());
+                }
+                for (_, content) in pages {
+                    out = out.put(content.as_bytes());
                 }
                 out.end()
             }
@@ -202,15 +207,29 @@ impl ToDestination {
                     return error("an offer is cut short");
                 };
                 let count = u32::from_le_bytes([a, b, c, d]) as usize;
-                if push > 1 || count > MAX_OFFER || rest.len() != count * OFFERED {
-                    return error(format!("an offer of {count} pages has {} bytes", rest.len()));
+                if push > 1 || count > MAX_OFFER || rest.len() < count * RUN {
+                    return error("an offer is damaged");
                 }
-                let page = |bytes: &[u8; OFFERED]| {
-                    let (page, content) = bytes.split_first_chunk::<4>().expect("longer than four bytes");
-                    let content = content.try_into().expect("32 bytes are left");
-                    (u32::from_le_bytes(*page), Fingerprint::new(content))
-                };
-                let pages = rest.as_chunks::<OFFERED>().0.iter().map(page).collect();
+                let (runs, names) = rest.split_at(count * RUN);
+                let (names, odd) = names.as_chunks::<{ Name::LEN }>();
+                if names.len() > MAX_OFFER || !odd.is_empty() {
+                    return error(format!("an offer names {} pages", names.len()));
+                }
+                let mut pages = Vec::with_capacity(names.len());
+                for run in runs.as_chunks::<RUN>().0 {
+                    let [a, b, c, d, e, f, g, h] = *run;
+                    let (first, length) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+                    if u64::from(first) + u64::from(length) > 1 << 32 {
+                        return error("an offer has pages beyond the last number");
+                    }
+                    let Some(named) = names.get(pages.len()..pages.len() + length as usize) else {
+                        return error("an offer has more pages than names");
+                    };
+                    pages.extend((0..length).map(|i| first + i).zip(named.iter().map(|name| Name::new(*name))));
+                }
+                if pages.len() != names.len() {
+                    return error("an offer has more names than pages");
+                }
                 Ok(Self::Offer { batch, push: push == 1, pages })
             }
             3 => digest(body).map(Self::Digest),

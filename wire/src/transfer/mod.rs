@@ -1,6 +1,6 @@
 //! What two daemons say to each other while a VM moves. All integers are little-endian.
 //!
-//! Two kinds of connections, all opened by the source, each an HTTP/1.1 request that was upgraded to `memdex-migration/1`:
+//! Two kinds of connections, all opened by the source, each an HTTP/1.1 request that was upgraded to `memdex-migration/2`:
 //! one for *control* (`POST /v1/migrations/{id}/receive`), both ways, and some for *data* (`POST /v1/migrations/{id}/stream`), from source to
 //! destination only. Whoever reads bounds what it takes before it allocates.
 //!
@@ -15,10 +15,10 @@
 //! | kind | name | from | body |
 //! |---|---|---|---|
 //! | 1 | `hello` | source | JSON, [`Hello`] |
-//! | 2 | `offer` | source | `u32` batch · `u8` 1 if contents follow unasked · `u32` pages n · n × (`u32` page · 32 bytes fingerprint, all zero for a page of zeros) |
+//! | 2 | `offer` | source | `u32` batch · `u8` 1 if contents follow unasked · `u32` runs r · r × (`u32` first page · `u32` pages) · for each page 16 bytes [`Name`], all zero for a page of zeros |
 //! | 3 | `digest` | source | 32 bytes: [`root`] of all pages |
 //! | 4 | `prepare_device` | source | – |
-//! | 5 | `device` | source | bytes of QEMU's device state |
+//! | 5 | `device` | source | a piece of the zstd stream that QEMU's device state is sent as |
 //! | 6 | `device_end` | source | – |
 //! | 7 | `hand_over` | source | `u8` 1 if the guest is to run, 0 if it was paused |
 //! | 8 | `abort` | source | UTF-8, why |
@@ -52,13 +52,13 @@ mod frame;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Fingerprint;
+use crate::{Fingerprint, Name};
 
 pub use block::{BLOCK_HEADER, BlockHeader, Codec, MAX_BLOCK_PAGES, MAX_PAYLOAD};
 pub use frame::{FrameError, ToDestination, ToSource};
 
 /// Name of the protocol in the `Upgrade` header.
-pub const PROTOCOL: &str = "memdex-migration/1";
+pub const PROTOCOL: &str = "memdex-migration/2";
 /// Bytes before the body of a frame.
 pub const FRAME_HEADER: usize = 5;
 /// Largest body of a frame.
@@ -105,8 +105,10 @@ pub struct Ready {
     pub checks: Vec<crate::migration::MigrationCheck>,
 }
 
-/// What stands for a page of zeros, in memory and on the wire.
+/// What stands for the fingerprint of a page of zeros.
 pub const ZERO: Fingerprint = Fingerprint::new([0; Fingerprint::LEN]);
+/// What stands for the name of a page of zeros, in memory and on the wire.
+pub const ZERO_NAME: Name = Name::new([0; Name::LEN]);
 /// Pages whose fingerprints are digested together.
 pub const DIGEST_PAGES: usize = 512;
 

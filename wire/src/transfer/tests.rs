@@ -16,9 +16,11 @@ proptest! {
     #[test]
     fn offers_and_needs_round_trip(
         batch: u32, push: bool,
-        pages in prop::collection::vec((any::<u32>(), prints()), 0..40),
+        // Close together, so that there are runs, and at the end of all numbers.
+        pages in prop::collection::vec((prop_oneof![0..50u32, u32::MAX - 5..=u32::MAX], prints()), 0..60),
         positions in prop::collection::vec(any::<u16>(), 0..40),
     ) {
+        let pages = pages.into_iter().map(|(page, content)| (page, content.name())).collect();
         let offer = ToDestination::Offer { batch, push, pages };
         let frame = offer.encode();
         let (kind, bytes) = body(&frame);

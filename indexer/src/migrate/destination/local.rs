@@ -3,7 +3,7 @@
 //! Owns the copying. The index is a hint and the place it names may have changed since: what counts is the hash of the copy, taken before it is written.
 //! Several threads work on an offer, each on a piece of it, in gathered batches, so that every lane of the hash is used.
 
-use memdex_wire::{Fingerprint, PAGE_SIZE, transfer::ZERO};
+use memdex_wire::{Fingerprint, Name, PAGE_SIZE, transfer::ZERO_NAME};
 
 use super::session::{Failure, Session};
 use crate::fingerprint::{Hasher, Page};
@@ -15,16 +15,16 @@ const THREADS: usize = 4;
 /// Pages that are hashed together.
 const GATHERED: usize = 64;
 
-/// A page of an offer: position, page, content.
-pub(super) type Offered = (u16, u32, Fingerprint);
+/// A page of an offer: position, page, name of the content.
+pub(super) type Offered = (u16, u32, Name);
 
 impl Session {
     /// Puts in place what is here. Returns what is not, in order. Blocking.
-    pub(super) fn fill_from_here(&self, pages: &[(u32, Fingerprint)]) -> Result<Vec<Offered>, Failure> {
+    pub(super) fn fill_from_here(&self, pages: &[(u32, Name)]) -> Result<Vec<Offered>, Failure> {
         let open: Vec<Offered> = {
             let ledger = self.ledger();
             let open = pages.iter().enumerate();
-            let open = open.filter(|(_, (page, content))| *content != ZERO && ledger.get(*page) != *content);
+            let open = open.filter(|(_, (page, content))| *content != ZERO_NAME && ledger.get(*page).name() != *content);
             open.map(|(position, (page, content))| (position as u16, *page, *content)).collect()
         };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(THREADS);
@@ -70,7 +70,7 @@ impl Session {
             }
             digests.clear();
             hasher.fingerprint(room[..gathered.len() * PAGE_SIZE].as_chunks().0, &mut digests);
-            self.put_in_place(&gathered, &digests, &mut room, &mut missing)?;
+            self.put_in_place(&gathered, &mut digests, &mut room, &mut missing)?;
         }
         missing.sort_unstable_by_key(|(position, ..)| *position);
         Ok(missing)
@@ -80,35 +80,34 @@ impl Session {
     fn put_in_place(
         &self,
         gathered: &[Offered],
-        digests: &[Option<Fingerprint>],
+        digests: &mut [Option<Fingerprint>],
         room: &mut [u8],
         missing: &mut Vec<Offered>,
     ) -> Result<(), Failure> {
-        let mut good = vec![false; gathered.len()];
-        for (index, (offered, digest)) in gathered.iter().zip(digests).enumerate() {
-            good[index] = *digest == Some(offered.2) || {
+        for (index, (offered, digest)) in gathered.iter().zip(digests.iter_mut()).enumerate() {
+            if digest.is_none_or(|digest| digest.name() != offered.2) {
                 let at = index * PAGE_SIZE;
                 let into: &mut Page = (&mut room[at..at + PAGE_SIZE]).try_into().expect("a page long");
-                self.shared.copy_content(&offered.2, into)
-            };
-            if !good[index] {
+                *digest = self.shared.copy_content(&offered.2, into);
+            }
+            if digest.is_none() {
                 missing.push(*offered);
             }
         }
         let mut from = 0;
         while from < gathered.len() {
-            if !good[from] {
+            if digests[from].is_none() {
                 from += 1;
                 continue;
             }
             // Pages in a row are written in one go.
             let first = gathered[from].1;
             let row = (from..gathered.len())
-                .take_while(|i| good[*i] && gathered[*i].1 == first + (*i - from) as u32);
+                .take_while(|i| digests[*i].is_some() && gathered[*i].1 == first + (*i - from) as u32);
             let count = row.count();
             self.write_row(first, &room[from * PAGE_SIZE..(from + count) * PAGE_SIZE])?;
-            for (_, page, content) in &gathered[from..from + count] {
-                self.put(*page, *content);
+            for ((_, page, _), content) in gathered[from..from + count].iter().zip(&digests[from..]) {
+                content.iter().for_each(|content| self.put(*page, *content));
             }
             from += count;
         }

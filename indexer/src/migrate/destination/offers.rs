@@ -11,8 +11,8 @@ use std::{
 };
 
 use memdex_wire::{
-    Fingerprint, PAGE_SIZE,
-    transfer::{ToSource, ZERO},
+    Fingerprint, Name, PAGE_SIZE,
+    transfer::{ToSource, ZERO, ZERO_NAME},
 };
 
 use super::session::{Failure, Session, no_room};
@@ -29,7 +29,7 @@ pub(super) struct State {
     batches: HashMap<u32, Batch>,
     /// Contents that will come, and the pages that wait for each. The first of them is the one that was asked for. What comes unasked is awaited
     /// by its own offer alone: each such offer is open until all of its contents have come.
-    wanted: HashMap<(Option<u32>, Fingerprint), Vec<Waiting>>,
+    wanted: HashMap<(Option<u32>, Name), Vec<Waiting>>,
     /// Pages whose content another migration has asked for.
     deferred: Vec<(Instant, Waiting)>,
 }
@@ -45,7 +45,7 @@ struct Batch {
 }
 
 /// The pages of an offer.
-pub(super) type Pages = Arc<Vec<(u32, Fingerprint)>>;
+pub(super) type Pages = Arc<Vec<(u32, Name)>>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Waiting {
@@ -64,7 +64,7 @@ impl Session {
         &self,
         number: u32,
         push: bool,
-        pages: Vec<(u32, Fingerprint)>,
+        pages: Vec<(u32, Name)>,
     ) -> Result<(), Failure> {
         let total = self.ledger().pages();
         if pages.iter().any(|(page, _)| *page >= total) {
@@ -91,7 +91,7 @@ impl Session {
             let mut open = 0;
             // Also what is in place by chance: each will come, and the offer is open until it has.
             for (position, (_, content)) in
-                pages.iter().enumerate().filter(|(_, (_, content))| *content != ZERO)
+                pages.iter().enumerate().filter(|(_, (_, content))| *content != ZERO_NAME)
             {
                 let waiting = Waiting { batch: number, position: position as u16 };
                 state.wanted.entry((Some(number), *content)).or_default().push(waiting);
@@ -134,7 +134,7 @@ impl Session {
             }
         }
         {
-            let contents = pages.iter().filter(|(_, content)| *content != ZERO).count();
+            let contents = pages.iter().filter(|(_, content)| *content != ZERO_NAME).count();
             self.record.matched.fetch_add((contents - need.len()) as u64, Relaxed);
         }
         self.opened.notify_waiters();
@@ -146,7 +146,7 @@ impl Session {
     }
 
     /// Whether the content is on its way already; then the page waits for it too.
-    fn joins(&self, content: &Fingerprint, waiting: Waiting) -> bool {
+    fn joins(&self, content: &Name, waiting: Waiting) -> bool {
         let mut state = self.state();
         let Some(waits) = state.wanted.get_mut(&(None, *content)) else { return false };
         waits.push(waiting);
@@ -155,11 +155,11 @@ impl Session {
     }
 
     /// Makes holes of the pages that are offered as zeros.
-    fn zeros(&self, pages: &[(u32, Fingerprint)]) -> Result<(), Failure> {
+    fn zeros(&self, pages: &[(u32, Name)]) -> Result<(), Failure> {
         let mut runs: Vec<PageRange> = Vec::new();
         {
             let ledger = self.ledger();
-            for (page, _) in pages.iter().filter(|(_, content)| *content == ZERO) {
+            for (page, _) in pages.iter().filter(|(_, content)| *content == ZERO_NAME) {
                 self.record.zero.fetch_add(1, Relaxed);
                 if ledger.get(*page) == ZERO {
                     continue;
@@ -208,6 +208,7 @@ impl Session {
         number: u32,
         offered: &Pages,
         positions: &[u16],
+        contents: &[Fingerprint],
         bytes: &[u8],
     ) -> Result<(), Failure> {
         let place = self.place()?;
@@ -224,13 +225,14 @@ impl Session {
             from += count;
         }
         let mut finished = Vec::new();
-        for (position, page) in positions.iter().zip(bytes.as_chunks::<PAGE_SIZE>().0) {
-            let (number_of_page, content) = at(position);
-            self.put(number_of_page, content);
-            self.in_flight.done(&content, self.map);
+        let pages = bytes.as_chunks::<PAGE_SIZE>().0;
+        for ((position, content), page) in positions.iter().zip(contents).zip(pages) {
+            let (number_of_page, name) = at(position);
+            self.put(number_of_page, *content);
+            self.in_flight.done(&name, self.map);
             self.record.sent.fetch_add(1, Relaxed);
             // In the reverse index by now, so whoever looks from here on finds it there.
-            let key = (push.then_some(number), content);
+            let key = (push.then_some(number), name);
             let waits = self.state().wanted.remove(&key).unwrap_or_default();
             for waiting in &waits {
                 if self.stop.is_cancelled() {
@@ -239,7 +241,7 @@ impl Session {
                 let other = self.offered(*waiting);
                 if let Some((other, _)) = other.filter(|(other, _)| *other != number_of_page) {
                     self.ram.write(other, page).map_err(|error| no_room(&error))?;
-                    self.put(other, content);
+                    self.put(other, *content);
                 }
                 finished.extend(self.state().uncount(waiting.batch));
             }
@@ -316,7 +318,7 @@ impl Session {
         !self.state().deferred.is_empty()
     }
 
-    fn offered(&self, waiting: Waiting) -> Option<(u32, Fingerprint)> {
+    fn offered(&self, waiting: Waiting) -> Option<(u32, Name)> {
         self.state().batches.get(&waiting.batch).map(|batch| batch.pages[usize::from(waiting.position)])
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use memdex_wire::{
-    Fingerprint, PAGE_SIZE,
+    Fingerprint, Name, PAGE_SIZE,
     transfer::{ToSource, ZERO},
 };
 use roaring::RoaringBitmap;
@@ -60,9 +60,9 @@ impl std::fmt::Debug for Session {
 }
 
 impl ContentSource for Session {
-    fn holds(&self, page: u32, fingerprint: &Fingerprint) -> bool {
+    fn content(&self, page: u32) -> Option<Fingerprint> {
         let ledger = self.ledger();
-        page < ledger.pages() && ledger.get(page) == *fingerprint
+        (page < ledger.pages()).then(|| ledger.get(page)).filter(|content| *content != ZERO)
     }
 
     fn read(&self, page: u32, into: &mut Page) -> Option<()> {
@@ -136,10 +136,10 @@ impl Session {
     }
 
     /// What is offered is in place already.
-    pub(super) fn confirm(&self, pages: &[(u32, Fingerprint)]) {
+    pub(super) fn confirm(&self, pages: &[(u32, Name)]) {
         let ledger = self.ledger();
         let there =
-            pages.iter().filter(|(page, content)| ledger.get(*page) == *content).map(|(page, _)| *page);
+            pages.iter().filter(|(page, content)| ledger.get(*page).name() == *content).map(|(page, _)| *page);
         self.told.lock().unwrap_or_else(PoisonError::into_inner).extend(there);
     }
 
@@ -201,14 +201,12 @@ impl Session {
     pub(super) fn fill_one(
         &self,
         page: u32,
-        content: &Fingerprint,
+        name: &Name,
         room: &mut Page,
     ) -> Result<bool, Failure> {
-        if !self.shared.copy_content(content, room) {
-            return Ok(false);
-        }
+        let Some(content) = self.shared.copy_content(name, room) else { return Ok(false) };
         self.ram.write(page, room.as_slice()).map_err(|error| no_room(&error))?;
-        self.put(page, *content);
+        self.put(page, content);
         Ok(true)
     }
 

@@ -84,28 +84,28 @@ impl Stream {
         let (with, without) = positions.split_at(count);
         if count > 0 {
             let offered = self.session.pages_of(head.batch)?;
-            self.check(&offered, with)?;
-            self.session.arrived(head.batch, &offered, with, &self.pages)?;
+            let contents = self.check(&offered, with)?;
+            self.session.arrived(head.batch, &offered, with, &contents, &self.pages)?;
         }
         without.iter().try_for_each(|position| self.session.withdrawn(head.batch, *position))?;
         Ok(true)
     }
 
     /// Hashes what has come, and compares with what was offered.
-    fn check(&mut self, offered: &Pages, positions: &[u16]) -> Result<(), Failure> {
+    fn check(&mut self, offered: &Pages, positions: &[u16]) -> Result<Vec<Fingerprint>, Failure> {
         let mut digests: Vec<Option<Fingerprint>> = Vec::with_capacity(positions.len());
         self.hasher.fingerprint(self.pages.as_chunks().0, &mut digests);
-        for (position, digest) in positions.iter().zip(digests) {
-            let Some((page, content)) = offered.get(usize::from(*position)) else {
+        let check = |(position, digest): (&u16, Option<Fingerprint>)| {
+            let Some((page, name)) = offered.get(usize::from(*position)) else {
                 return Err("the source sends a page that it has not offered".to_owned());
             };
-            if digest != Some(*content) {
-                return Err(format!(
+            digest.filter(|digest| digest.name() == *name).ok_or_else(|| {
+                format!(
                     "the source sent bytes for page {page} that do not have the fingerprint it named: nothing of them is used"
-                ));
-            }
-        }
-        Ok(())
+                )
+            })
+        };
+        positions.iter().zip(digests).map(check).collect()
     }
 
     fn read_head(&mut self, head: &mut [u8]) -> Result<bool, Failure> {

@@ -110,7 +110,8 @@ impl Copier {
     async fn offer(&mut self, pages: &[(u32, Fingerprint)], push: bool) -> Result<(), Stop> {
         let batch = self.next;
         self.next = self.next.wrapping_add(1);
-        let frame = ToDestination::Offer { batch, push, pages: pages.to_vec() };
+        let named = |(page, content): &(u32, Fingerprint)| (*page, content.name());
+        let frame = ToDestination::Offer { batch, push, pages: pages.iter().map(named).collect() };
         let bytes = frame.encode();
         let wait = self.pace.take(bytes.len());
         if !wait.is_zero() {

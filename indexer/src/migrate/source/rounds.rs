@@ -35,7 +35,7 @@ const UNMEASURED: f64 = 2048.0;
 /// Bytes a second before anything was measured.
 const FAST: f64 = 1e9;
 /// Bytes on the wire for a page that is only named.
-const NAMED: f64 = 36.0;
+const NAMED: f64 = 17.0;
 /// It does not converge if the rest has not shrunk by a tenth for so long, and so many rounds.
 const HOPE: (Duration, u32) = (Duration::from_secs(3), 5);
 /// Shares of the guest's time that are taken away, one after the other, in percent.
