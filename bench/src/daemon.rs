@@ -20,6 +20,7 @@ pub(crate) fn start(scratch: &Scratch, name: &str, include: &str) -> Daemon {
         tcp: true,
         token_file: Some(scratch.path("token")),
         arguments: arguments.to_vec(),
+        ..Options::default()
     };
     Daemon::start_with(scratch, name, &options)
 }

@@ -35,6 +35,8 @@ pub struct Options {
     pub tcp: bool,
     /// Token file; by default one of its own.
     pub token_file: Option<PathBuf>,
+    /// Its Unix socket, and beside it what it writes down while it runs; by default in the scratch folder.
+    pub socket: Option<PathBuf>,
     /// Further arguments.
     pub arguments: Vec<String>,
 }
@@ -94,7 +96,7 @@ impl Daemon {
     /// If the program can't be started.
     #[must_use]
     pub fn launch(scratch: &Scratch, name: &str, options: &Options) -> Self {
-        let socket = scratch.path(&format!("{name}.sock"));
+        let socket = options.socket.clone().unwrap_or_else(|| scratch.path(&format!("{name}.sock")));
         let log = scratch.path(&format!("{name}.log"));
         let token_file = options.token_file.clone().unwrap_or_else(|| scratch.path(&format!("{name}.token")));
         let port = options.tcp.then(free_port);

@@ -14,6 +14,7 @@ use super::{
     relay,
     report::{self, Table},
     stage::{Case, Stage},
+    warm,
 };
 use crate::figure::{Bound, Figures, median};
 
@@ -36,6 +37,7 @@ pub(crate) fn measure_qemu(rounds: usize) {
 
 /// memdex's migration in each of its cases, for whoever works on it: a guest that returns does so at once.
 pub(crate) fn measure_memdex(rounds: usize) {
+    warm::up();
     let qemu = newest();
     let (mut beside, mut alone) = (Stage::debian(&qemu, true), Stage::debian(&qemu, false));
     for cap in (0..rounds).flat_map(|_| Cap::ALL) {
@@ -51,6 +53,7 @@ pub(crate) fn measure_memdex(rounds: usize) {
 
 /// Measures all that is compared; the table and the plot also go into the folder `docs`.
 pub(crate) fn measure(figures: &mut Figures, rounds: usize, docs: Option<&Path>) {
+    warm::up();
     let relay = relay::rate();
     eprintln!("the relay that counts passes {:.1} GB/s on by itself", relay / 1e9);
     let newest = newest();

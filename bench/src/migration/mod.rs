@@ -2,7 +2,7 @@
 //!
 //! - [`relay`]: what it can do that counts what crosses, at the socket.
 //! - [`pair`] and [`qemu_modes`]: QEMU's own migration, the baseline. [`stage`]: that of memdex.
-//! - [`compare`]: both in one run, and the ratios that are promised. [`report`] and [`chart`]: how they are shown.
+//! - [`warm`]: what makes the first one count as much as the last. [`compare`]: both in one run, and the ratios that are promised. [`report`] and [`chart`]: how they are shown.
 
 mod chart;
 mod compare;
@@ -11,6 +11,7 @@ mod qemu_modes;
 mod relay;
 mod report;
 mod stage;
+mod warm;
 
 use std::{fmt, time::Duration};
 

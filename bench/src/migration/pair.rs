@@ -102,6 +102,8 @@ impl Pair {
 
 /// Leaves the guest alone for a while, and longer if something else keeps this machine busy. Whether it still does.
 pub(crate) fn settle() -> bool {
+    // A QEMU that takes over a disk waits until all that was written to it is on the disk: what was written at boot is not to count.
+    rustix::fs::sync();
     std::thread::sleep(SETTLE);
     let begun = Instant::now();
     while begun.elapsed() < BUSY {

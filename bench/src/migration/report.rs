@@ -69,10 +69,10 @@ pub(super) fn write(folder: &Path, runs: &[Run], about: &str, rounds: usize) -> 
 
 {about}. Both hosts are this machine ({}); what crosses between them passes a relay that counts it at the
 sockets, both ways. *Total* is the time from the command until the guest runs at the destination, *blackout* the time from the event `STOP` of the one
-QEMU to the event `RESUME` of the other. All other guests stand still meanwhile, but for the sibling. Figures: {}; runs that began while something else kept the machine busy count only if there are no others.
+QEMU to the event `RESUME` of the other. All other guests stand still meanwhile. Figures: {}; runs that began while something else kept the machine busy count only if there are no others.
 
 {}
-*Sibling there*: another guest of the same image runs at the destination. *Returns*: the guest came from the destination with memdex, ran
+*Sibling there*: another guest of the same image is at the destination. *Returns*: the guest came from the destination with memdex, ran
 elsewhere under its load for the time named, and goes back. *Nothing in common*: no VM runs at the destination, and none ever did.
 After every migration the guest found all of the memory it checks as it should be.
 ",

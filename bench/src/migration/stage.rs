@@ -99,7 +99,7 @@ pub(crate) struct Stage {
 
 impl Stage {
     /// A Debian guest at host A, like that of the [pair](super::pair::Pair) but for its RAM, which is a file. With
-    /// `sibling` another one of the same image runs at host B. They stand still until [`Self::begin`].
+    /// `sibling` another one of the same image is at host B, and has run there. They stand still until [`Self::begin`].
     pub(crate) fn debian(qemu: &QemuProgram, sibling: bool) -> Self {
         let scratch = Scratch::new("bench-stage");
         let options = options(qemu, &scratch, "guest", &Workload::default());
@@ -137,6 +137,8 @@ impl Stage {
                 include: self.scratch.globs(&[side.letter()]),
                 tcp: true,
                 token_file: Some(self.scratch.path("token")),
+                // A tmpfs, as /run is.
+                socket: Some(self.scratch.shm(&format!("{}.sock", side.letter()))),
                 arguments: ["--log", "info"].map(str::to_owned).to_vec(),
             };
             Daemon::start_with(&self.scratch, &format!("host-{}", side.letter()), &options)
@@ -193,6 +195,8 @@ impl Stage {
         let mut there = Qemu::start(&self.scratch, &name, &self.options.destination(Backend::File(ram)));
         drop(self.daemon(to).wait_for_vm(there.pid(), PATIENCE));
         self.indexed();
+        // QEMU's own migration is measured without another guest that takes part of this machine's processors.
+        self.sibling.iter_mut().for_each(Qemu::pause);
         let busy = settle();
 
         let port = self.daemon(to).port();
@@ -202,7 +206,10 @@ impl Stage {
         let report = self.migrate(&name, &relay, cap);
         match report.outcome {
             Some(Outcome::Completed) => {}
-            Some(Outcome::Aborted) => return None,
+            Some(Outcome::Aborted) => {
+                self.sibling.iter_mut().for_each(Qemu::resume);
+                return None;
+            }
             outcome => panic!("the migration ended as {outcome:?}: {:?}", report.reason),
         }
         let stopped = when(&self.guest.qmp().last_events(), "STOP").expect("the source stops the guest");
@@ -220,6 +227,7 @@ impl Stage {
             busy,
         };
         self.guest.wait_for_exit(PATIENCE);
+        self.sibling.iter_mut().for_each(Qemu::resume);
         self.checks = there.check_all(self.checks);
         (self.guest, self.name, self.at) = (there, name, to);
         Some(run)

@@ -29,6 +29,7 @@
 mod backends;
 pub mod codec;
 pub mod destination;
+mod device;
 pub mod guard;
 pub mod in_flight;
 pub mod journal;

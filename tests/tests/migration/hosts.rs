@@ -22,6 +22,7 @@ pub fn options(scratch: &Scratch, prefix: &str, more: &[&str]) -> daemon::Option
         tcp: true,
         token_file: Some(scratch.path("token")),
         arguments: more.iter().map(|argument| (*argument).to_owned()).collect(),
+        ..daemon::Options::default()
     }
 }
 

@@ -53,7 +53,14 @@ impl Lie {
     }
 
     fn offer(&mut self, batch: u32, push: bool, pages: &[(u32, Fingerprint)]) {
-        self.control.send(&ToDestination::Offer { batch, push, pages: pages.iter().map(|(page, content)| (*page, content.name())).collect() }.encode());
+        self.control.send(
+            &ToDestination::Offer {
+                batch,
+                push,
+                pages: pages.iter().map(|(page, content)| (*page, content.name())).collect(),
+            }
+            .encode(),
+        );
     }
 
     fn data(&self, stage: &Stage) -> Line {

@@ -218,14 +218,17 @@ impl ToDestination {
                 let mut pages = Vec::with_capacity(names.len());
                 for run in runs.as_chunks::<RUN>().0 {
                     let [a, b, c, d, e, f, g, h] = *run;
-                    let (first, length) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+                    let (first, length) =
+                        (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
                     if u64::from(first) + u64::from(length) > 1 << 32 {
                         return error("an offer has pages beyond the last number");
                     }
                     let Some(named) = names.get(pages.len()..pages.len() + length as usize) else {
                         return error("an offer has more pages than names");
                     };
-                    pages.extend((0..length).map(|i| first + i).zip(named.iter().map(|name| Name::new(*name))));
+                    pages.extend(
+                        (0..length).map(|i| first + i).zip(named.iter().map(|name| Name::new(*name))),
+                    );
                 }
                 if pages.len() != names.len() {
                     return error("an offer has more names than pages");

@@ -24,7 +24,8 @@ impl Session {
         let open: Vec<Offered> = {
             let ledger = self.ledger();
             let open = pages.iter().enumerate();
-            let open = open.filter(|(_, (page, content))| *content != ZERO_NAME && ledger.get(*page).name() != *content);
+            let open = open
+                .filter(|(_, (page, content))| *content != ZERO_NAME && ledger.get(*page).name() != *content);
             open.map(|(position, (page, content))| (position as u16, *page, *content)).collect()
         };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(THREADS);

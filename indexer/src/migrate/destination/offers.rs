@@ -60,12 +60,7 @@ impl Session {
     }
 
     /// Takes in an offer: what is here is put in place, what is not is asked for. Blocking.
-    pub(super) fn offer(
-        &self,
-        number: u32,
-        push: bool,
-        pages: Vec<(u32, Name)>,
-    ) -> Result<(), Failure> {
+    pub(super) fn offer(&self, number: u32, push: bool, pages: Vec<(u32, Name)>) -> Result<(), Failure> {
         let total = self.ledger().pages();
         if pages.iter().any(|(page, _)| *page >= total) {
             return Err("the source offers a page that the VM does not have".to_owned());

@@ -138,8 +138,10 @@ impl Session {
     /// What is offered is in place already.
     pub(super) fn confirm(&self, pages: &[(u32, Name)]) {
         let ledger = self.ledger();
-        let there =
-            pages.iter().filter(|(page, content)| ledger.get(*page).name() == *content).map(|(page, _)| *page);
+        let there = pages
+            .iter()
+            .filter(|(page, content)| ledger.get(*page).name() == *content)
+            .map(|(page, _)| *page);
         self.told.lock().unwrap_or_else(PoisonError::into_inner).extend(there);
     }
 
@@ -198,12 +200,7 @@ impl Session {
     }
 
     /// Copies a page from what this host has, if it has it.
-    pub(super) fn fill_one(
-        &self,
-        page: u32,
-        name: &Name,
-        room: &mut Page,
-    ) -> Result<bool, Failure> {
+    pub(super) fn fill_one(&self, page: u32, name: &Name, room: &mut Page) -> Result<bool, Failure> {
         let Some(content) = self.shared.copy_content(name, room) else { return Ok(false) };
         self.ram.write(page, room.as_slice()).map_err(|error| no_room(&error))?;
         self.put(page, content);

@@ -18,6 +18,7 @@ use tokio::{
 use super::session::Failure;
 use crate::{
     migrate::{
+        device::Unpacker,
         guard::{Guard, Orders, Step},
         journal::{Decision, Entry, Journal},
         link::SILENCE,
@@ -47,8 +48,8 @@ pub(super) struct Waiting {
     guard: Guard,
     journal: Journal,
     entry: Entry,
-    /// Our end of what QEMU reads its device state from.
-    device: Option<UnixStream>,
+    /// Our end of what QEMU reads its device state from, and the stream that it comes as.
+    device: Option<(UnixStream, Unpacker)>,
     loaded: bool,
     /// What gives it back the settings it was found with.
     undo: Vec<Step>,
@@ -119,25 +120,35 @@ impl Waiting {
         self.note(Decision::Loading, true)?;
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|error| error.to_string())?;
         ours.set_nonblocking(true).map_err(|error| error.to_string())?;
-        self.device = Some(UnixStream::from_std(ours).map_err(|error| error.to_string())?);
+        let ours = UnixStream::from_std(ours).map_err(|error| error.to_string())?;
+        self.device = Some((ours, Unpacker::new().map_err(|error| error.to_string())?));
         self.monitor.receive_state(theirs.as_fd()).await.map_err(|error| error.to_string())
     }
 
     /// Hands in a piece of device state.
-    pub(super) async fn device(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        let device = self.device.as_mut().ok_or("device state comes before it was announced")?;
-        match timeout(SILENCE, device.write_all(bytes)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                Err(format!("QEMU does not take its device state ({error}): see its standard error"))
+    pub(super) async fn device(&mut self, mut piece: &[u8]) -> Result<(), Failure> {
+        let (device, unpacker) = self.device.as_mut().ok_or("device state comes before it was announced")?;
+        loop {
+            let bytes = unpacker.unpack(&mut piece);
+            let bytes = bytes.map_err(|_| "the source sends damaged device state".to_owned())?;
+            if bytes.is_empty() {
+                return Ok(());
             }
-            Err(_) => Err("QEMU does not take its device state".to_owned()),
+            match timeout(SILENCE, device.write_all(bytes)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    return Err(format!(
+                        "QEMU does not take its device state ({error}): see its standard error"
+                    ));
+                }
+                Err(_) => return Err("QEMU does not take its device state".to_owned()),
+            }
         }
     }
 
     /// That was all. Returns when the device state is loaded and the guest could run.
     pub(super) async fn end_device(&mut self) -> Result<(), Failure> {
-        let device = self.device.as_mut().ok_or("device state ends before it was announced")?;
+        let (device, _) = self.device.as_mut().ok_or("device state ends before it was announced")?;
         device.shutdown().await.map_err(|error| error.to_string())?;
         self.monitor.migration_complete(Instant::now() + LOADING).await?;
         let state = self.monitor.status().await.map_err(|error| error.to_string())?;

@@ -12,7 +12,10 @@ use memdex_wire::{
     Fingerprint,
     transfer::{MAX_BLOCK_PAGES, MAX_OFFER, ToDestination, ToSource, ZERO},
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -30,6 +33,8 @@ use crate::migrate::{
 const WINDOW: usize = 12;
 /// So many times [`SILENCE`] the destination may do nothing.
 const PATIENCE: u32 = 3;
+/// So few offers are open when a round is nearly told.
+const NEARLY: usize = 3;
 /// Least pages in an offer, if there are so many.
 const OFFER: usize = 1024;
 
@@ -46,7 +51,11 @@ pub(super) struct Copier {
     pub(super) abort: CancellationToken,
     /// The destination has said that device state may come.
     pub(super) device_ready: bool,
+    /// What is being told is nearly all there.
+    pub(super) nearly_told: Arc<Notify>,
     open: HashMap<u32, Open>,
+    /// Contents that the destination has looked for so far, and those of them that it has asked for.
+    looked_for: (usize, usize),
     next: u32,
 }
 
@@ -82,7 +91,9 @@ impl Copier {
             jobs: parts.jobs,
             abort: parts.abort,
             device_ready: false,
+            nearly_told: Arc::default(),
             open: HashMap::new(),
+            looked_for: (0, 0),
             next: 0,
         }
     }
@@ -102,8 +113,12 @@ impl Copier {
             left -= pages.len();
         }
         while !self.open.is_empty() {
+            if self.open.len() <= NEARLY {
+                self.nearly_told.notify_waiters();
+            }
             self.next_frame(0).await?;
         }
+        self.nearly_told.notify_waiters();
         Ok(())
     }
 
@@ -137,6 +152,10 @@ impl Copier {
     fn queue(&mut self, batch: u32, positions: &[u16]) -> Result<(), Stop> {
         let open = self.open.get_mut(&batch);
         let open = open.ok_or_else(|| Stop::failed("the destination asks for what was not offered"))?;
+        if open.asked == 0 {
+            self.looked_for.0 += open.contents;
+        }
+        self.looked_for.1 += positions.len();
         open.asked += positions.len();
         // Each can be asked for again once, if another page with the same content was withdrawn.
         if open.asked > 2 * open.pages.len() || positions.iter().any(|p| usize::from(*p) >= open.pages.len())
@@ -167,10 +186,16 @@ impl Copier {
                 }
                 drop(withdrawn);
                 let asked = open.asked.min(open.contents);
+                if asked == 0 {
+                    self.looked_for.0 += open.contents;
+                }
                 self.record.sent.fetch_add(asked as u64, Relaxed);
                 self.record.matched.fetch_add((open.contents - asked) as u64, Relaxed);
                 let waiting: usize = self.open.values().map(|open| open.pages.len()).sum();
-                self.streams.left.store(crate::units::bytes((left + waiting) as u64), Relaxed);
+                // As many of them will be asked for as were of those before.
+                let share = self.looked_for.1 as f64 / self.looked_for.0.max(1) as f64;
+                let expected = (left + waiting) as f64 * share.min(1.0);
+                self.streams.left.store(crate::units::bytes(expected as u64), Relaxed);
                 let level = self.streams.level.load(Relaxed);
                 self.record.set_progress(|progress| {
                     progress.remaining_bytes = crate::units::bytes((left + waiting) as u64);

@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use memdex_wire::migration::{MigrationCheck, MigrationRequest, OnNoConverge, Outcome, Phase};
 use migrate_client::{ChannelKind, Client, ClientError};
 use tokio::{
@@ -220,10 +221,14 @@ impl Outgoing {
     async fn move_it(&mut self, client: &Client, streams: &Arc<Streams>) -> Result<(), Stop> {
         let record = Arc::clone(&self.copier.record);
         record.enter(Phase::Copying);
-        self.monitor.lock().await.ignore_shared(true).await?;
         let runtime = Handle::current();
-        for _ in 0..STREAMS {
-            let channel = client.open_channel(record.id(), ChannelKind::Data).await?;
+        let channels = join_all((0..STREAMS).map(|_| client.open_channel(record.id(), ChannelKind::Data)));
+        let monitor = Arc::clone(&self.monitor);
+        let (told, channels) =
+            tokio::join!(async { monitor.lock().await.ignore_shared(true).await }, channels);
+        told?;
+        for channel in channels {
+            let channel = channel?;
             let io = Counted::new(channel, Arc::clone(&record.wire));
             let (streams, runtime) = (Arc::clone(streams), runtime.clone());
             tokio::task::spawn_blocking(move || streams.send(io, &runtime));

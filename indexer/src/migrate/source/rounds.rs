@@ -104,7 +104,19 @@ impl Rounds {
         loop {
             let before = rest(&self.vm.snapshot(), &copier.ledger);
             if !before.differing.is_empty() {
+                let many = before.differing.len() as u64 > before.stale.max(FEW);
                 copier.record.rounds.fetch_add(1, Relaxed);
+                if many && !settled && self.first_pass_done() {
+                    // While the last of them are on their way: what has to be told next is known when this is told.
+                    settled = true;
+                    let nearly_told = Arc::clone(&copier.nearly_told);
+                    let settle = async {
+                        nearly_told.notified().await;
+                        self.settle().await
+                    };
+                    tokio::try_join!(settle, copier.tell(&before.differing, false))?;
+                    continue;
+                }
                 copier.tell(&before.differing, false).await?;
             }
             if self.vm.stopped().is_some() {
@@ -133,17 +145,10 @@ impl Rounds {
                 progress.dirty_rate = dirty_rate as u64;
                 progress.expected_ms = Some(needed.as_millis() as u64);
             });
-            let first_pass_done = {
-                let indexed = self.vm.info().indexed;
-                indexed.total > 0 && indexed.done >= indexed.total
-            };
+            let first_pass_done = self.first_pass_done();
             if first_pass_done && needed <= self.downtime && rest.stale > FEW && !settled {
-                // Pages that are written now and then are looked at seldom. Once more all of them, so that few are left when the guest stands still.
                 settled = true;
-                self.vm
-                    .sync(SETTLE)
-                    .await
-                    .map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))?;
+                self.settle().await?;
                 continue;
             }
             if first_pass_done && needed <= self.downtime {
@@ -174,6 +179,18 @@ impl Rounds {
             }
             best = (u64::MAX, Instant::now(), 0);
         }
+    }
+
+    /// Pages that are written now and then are looked at seldom. Once more all of them, so that few are left when the guest stands still.
+    async fn settle(&self) -> Result<(), Stop> {
+        let settled = self.vm.sync(SETTLE).await;
+        settled.map(drop).map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))
+    }
+
+    /// Every page has been looked at once.
+    fn first_pass_done(&self) -> bool {
+        let indexed = self.vm.info().indexed;
+        indexed.total > 0 && indexed.done >= indexed.total
     }
 
     /// It does not converge. True if the guest is to be stopped all the same.

@@ -19,12 +19,15 @@ use std::{
 
 use memdex_wire::{
     migration::Phase,
-    transfer::{MAX_DEVICE_PIECE, ToDestination, ToSource},
+    transfer::{ToDestination, ToSource},
 };
 use tokio::{io::AsyncReadExt, net::UnixStream};
 
 use super::{Outgoing, Stop, rounds::last};
-use crate::host::Vm;
+use crate::{
+    host::Vm,
+    migrate::device::{MAX_READ, Packer},
+};
 
 /// Longest wait for the tracker to settle everything.
 const SYNC: Duration = Duration::from_secs(60);
@@ -139,27 +142,30 @@ impl Outgoing {
         };
         tokio::pin!(tell);
         let (mut told, mut sent) = (false, 0);
+        let mut packer = Packer::new().map_err(Stop::failed)?;
+        let mut piece = vec![0; MAX_READ];
         let deadline = tokio::time::Instant::now() + DEVICE;
         loop {
-            let mut piece = Vec::with_capacity(MAX_DEVICE_PIECE);
             let read = tokio::select! {
                 result = &mut tell, if !told => {
                     result?;
                     told = true;
                     continue;
                 }
-                read = tokio::time::timeout_at(deadline, ours.read_buf(&mut piece)) => read,
+                read = tokio::time::timeout_at(deadline, ours.read(&mut piece)) => read,
                 said = self.copier.hear() => return said.and_then(|_| Err(out_of_turn())),
             };
-            match read {
+            let read = match read {
                 Ok(Ok(0)) => break,
-                Ok(Ok(bytes)) => sent += bytes as u64,
+                Ok(Ok(bytes)) => &piece[..bytes],
                 Ok(Err(error)) => {
                     return Err(Stop::failed(format!("QEMU's device state cannot be read: {error}")));
                 }
                 Err(_) => return Err(Stop::failed("QEMU does not write its device state in time")),
-            }
-            speaker.say(&ToDestination::Device(piece)).await?;
+            };
+            sent += read.len() as u64;
+            let packed = packer.pack(read).map_err(Stop::failed)?;
+            speaker.say(&ToDestination::Device(packed)).await?;
         }
         speaker.say(&ToDestination::DeviceEnd).await?;
         // While the destination loads it: QEMU must have come to an end, and must not have written the guest's memory after it was compared.

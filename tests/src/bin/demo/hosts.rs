@@ -168,7 +168,7 @@ impl World {
             include: own.chain([format!("*{}", suffix(self.hosts[host].name))]).collect(),
             tcp: true,
             token_file: Some(self.token.clone()),
-            arguments: Vec::new(),
+            ..daemon::Options::default()
         };
         let name = self.hosts[host].name;
         let daemon = self.hosts[host].daemon.insert(Daemon::launch(&self.scratch, name, &options));
