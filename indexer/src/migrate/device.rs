@@ -66,7 +66,7 @@ impl Unpacker {
     /// # Errors
     /// If it is not a piece of this stream.
     pub fn unpack(&mut self, piece: &mut &[u8]) -> io::Result<&[u8]> {
-        let (mut input, mut output) = (InBuffer::around(*piece), OutBuffer::around(&mut self.room[..]));
+        let (mut input, mut output) = (InBuffer::around(piece), OutBuffer::around(&mut self.room[..]));
         loop {
             let before = (input.pos(), output.pos());
             self.decoder.run(&mut input, &mut output)?;
