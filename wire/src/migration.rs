@@ -205,7 +205,7 @@ impl MigrationRequest {
 pub struct MigrationPages {
     /// All pages of the VM.
     pub total: u64,
-    /// Pages told as zero, all rounds together; nothing was sent for them.
+    /// Pages that were zeros after the last round that was told whole; nothing was sent for them.
     pub zero: u64,
     /// Pages taken from what the destination held already, all rounds together.
     pub matched: u64,
@@ -219,7 +219,7 @@ pub struct MigrationPages {
 pub struct MigrationBytes {
     /// Memory of the VM.
     pub total: u64,
-    /// Memory told as zero.
+    /// Memory that was zeros.
     pub zero: u64,
     /// Memory taken from what the destination held already.
     pub matched: u64,
@@ -320,7 +320,7 @@ pub struct MigrationPlan {
     pub vm: String,
     /// Name of the VM.
     pub name: String,
-    /// URL of the destination.
+    /// The destination, as it was asked for: the name of a peer, or a URL.
     pub to: String,
     /// The VM that is to wait there.
     pub dest_vm: String,

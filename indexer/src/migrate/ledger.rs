@@ -13,6 +13,8 @@ use memdex_wire::{
 #[derive(Debug)]
 pub struct Ledger {
     pages: u32,
+    /// Those that are not zeros.
+    populated: u32,
     chunks: Vec<Chunk>,
     /// Until a page changes.
     root: Option<[u8; 32]>,
@@ -32,7 +34,7 @@ impl Ledger {
     pub fn new(pages: u32) -> Self {
         let mut chunks = Vec::new();
         chunks.resize_with((pages as usize).div_ceil(DIGEST_PAGES), Chunk::default);
-        Self { pages, chunks, root: None }
+        Self { pages, populated: 0, chunks, root: None }
     }
 
     /// Number of pages.
@@ -64,8 +66,15 @@ impl Ledger {
             contents[page as usize % DIGEST_PAGES] = content;
             chunk.digest = None;
             self.root = None;
+            self.populated = self.populated + u32::from(before == ZERO) - u32::from(content == ZERO);
         }
         before
+    }
+
+    /// How many pages are zeros.
+    #[must_use]
+    pub fn zeros(&self) -> u64 {
+        u64::from(self.pages - self.populated)
     }
 
     /// The pages that are not zeros.
@@ -137,6 +146,7 @@ mod tests {
             let populated: Vec<_> = ledger.populated().collect();
             let expected: Vec<_> = model.iter().enumerate().filter(|(_, content)| **content != ZERO)
                 .map(|(page, content)| (page as u32, *content)).collect();
+            prop_assert_eq!(ledger.zeros(), u64::from(pages) - expected.len() as u64);
             prop_assert_eq!(populated, expected);
             let page = pages / 2;
             let kept = other.get(page);

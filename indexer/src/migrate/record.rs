@@ -28,7 +28,7 @@ pub struct Record {
     began: Instant,
     /// Bytes on the wire, both ways; counted by the connections.
     pub wire: std::sync::Arc<AtomicU64>,
-    /// Pages told as zero.
+    /// Pages that are zeros once all has been told.
     pub zero: AtomicU64,
     /// Pages taken from what was there.
     pub matched: AtomicU64,

@@ -4,7 +4,7 @@
 //! migration.
 
 use std::{
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -174,6 +174,7 @@ impl Conversation {
                 return Err("the source compares before everything has come".to_owned());
             }
             session.forget_the_rest()?;
+            session.record.zero.store(session.ledger().zeros(), Relaxed);
             Ok(session.root())
         })
         .await?;

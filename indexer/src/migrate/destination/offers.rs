@@ -155,7 +155,6 @@ impl Session {
         {
             let ledger = self.ledger();
             for (page, _) in pages.iter().filter(|(_, content)| *content == ZERO_NAME) {
-                self.record.zero.fetch_add(1, Relaxed);
                 if ledger.get(*page) == ZERO {
                     continue;
                 }

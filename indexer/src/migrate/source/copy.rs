@@ -119,6 +119,7 @@ impl Copier {
             self.next_frame(0).await?;
         }
         self.nearly_told.notify_waiters();
+        self.record.zero.store(self.ledger.zeros(), Relaxed);
         Ok(())
     }
 
@@ -136,7 +137,6 @@ impl Copier {
         let contents = pages.iter().filter(|(_, content)| *content != ZERO).count();
         self.open.insert(batch, Open { pages: Arc::clone(&pages), asked: 0, contents });
         self.speaker.say(&frame).await?;
-        self.record.zero.fetch_add((pages.len() - contents) as u64, Relaxed);
         if push {
             let mut seen = std::collections::HashSet::new();
             let distinct = pages

@@ -35,7 +35,7 @@ use crate::{
 /// Bytes on the wire for a page that has to be sent, as a share of its size: what zstd typically makes of guest memory.
 const COMPRESSED: f64 = 0.33;
 /// Bytes on the wire for a page whose content is only named.
-const NAMED: f64 = 36.0;
+const NAMED: f64 = 17.0;
 /// Bytes a second if nothing is known of the link: 1 Gb/s.
 const LINK: u64 = 125_000_000;
 /// What one page takes on both hosts, whatever is done with it.
