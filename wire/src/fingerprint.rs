@@ -27,52 +27,8 @@ impl Fingerprint {
     /// The first eight bytes, little-endian: enough to spread fingerprints over a table.
     #[must_use]
     pub const fn prefix(&self) -> u64 {
-        self.name().prefix()
-    }
-
-    /// The short name.
-    #[must_use]
-    pub const fn name(&self) -> Name {
-        match self.0.first_chunk() {
-            Some(bytes) => Name(*bytes),
-            None => unreachable!(),
-        }
-    }
-}
-
-/// The first 16 bytes of a [`Fingerprint`]: what a content is called where it is named by the hundred thousand, and where whoever takes a page for
-/// it hashes that page, and both sides compare all fingerprints in full before they rely on it. To find two pages of one
-/// name takes 2⁶⁴ tries, and is then noticed in that comparison.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name([u8; Self::LEN]);
-
-impl Name {
-    /// Bytes in a name.
-    pub const LEN: usize = 16;
-
-    /// Wraps 16 bytes.
-    #[must_use]
-    pub const fn new(bytes: [u8; Self::LEN]) -> Self {
-        Self(bytes)
-    }
-
-    /// The bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
-        &self.0
-    }
-
-    /// The first eight bytes, little-endian: the same as those of the fingerprint.
-    #[must_use]
-    pub const fn prefix(&self) -> u64 {
         let b = &self.0;
         u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
-    }
-}
-
-impl fmt::Debug for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

@@ -19,7 +19,7 @@ pub mod problem;
 pub mod transfer;
 pub mod vm;
 
-pub use fingerprint::{Fingerprint, Name, ParseFingerprintError};
+pub use fingerprint::{Fingerprint, ParseFingerprintError};
 
 /// Bytes in a page. Guests are indexed at this granularity whatever the size of the host's mapping.
 pub const PAGE_SIZE: usize = 4096;

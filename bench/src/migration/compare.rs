@@ -23,6 +23,7 @@ const SHORT_MS: f64 = 50.0;
 
 /// QEMU's own migration in each of its modes, with and without a cap, of one Debian guest that goes on from place to place.
 pub(crate) fn measure_qemu(rounds: usize) {
+    warm::up();
     let mut pair = Pair::debian(&newest());
     let mut runs = Vec::new();
     for cap in Cap::ALL {
@@ -38,6 +39,9 @@ pub(crate) fn measure_qemu(rounds: usize) {
 /// memdex's migration in each of its cases, for whoever works on it: a guest that returns does so at once.
 pub(crate) fn measure_memdex(rounds: usize) {
     warm::up();
+    eprintln!(
+        "a guest that returns does so at once here: what it has on the wire is less than the bench proper has"
+    );
     let qemu = newest();
     let (mut beside, mut alone) = (Stage::debian(&qemu, true), Stage::debian(&qemu, false));
     for cap in (0..rounds).flat_map(|_| Cap::ALL) {

@@ -69,11 +69,13 @@ pub(super) fn write(folder: &Path, runs: &[Run], about: &str, rounds: usize) -> 
 
 {about}. Both hosts are this machine ({}); what crosses between them passes a relay that counts it at the
 sockets, both ways. *Total* is the time from the command until the guest runs at the destination, *blackout* the time from the event `STOP` of the one
-QEMU to the event `RESUME` of the other. All other guests stand still meanwhile. Figures: {}; runs that began while something else kept the machine busy count only if there are no others.
+QEMU to the event `RESUME` of the other. All other guests stand still while one moves, the sibling too: it would take processor time that
+QEMU's own migration has for itself here (and a few of its pages would just be being written, so that they could not be taken). Before anything is measured all free memory has been
+touched and all disks are in sync; the daemons' sockets and journals are on a tmpfs, as `/run` is. Figures: {}; runs that began while something else kept the machine busy count only if there are no others.
 
 {}
 *Sibling there*: another guest of the same image is at the destination. *Returns*: the guest came from the destination with memdex, ran
-elsewhere under its load for the time named, and goes back. *Nothing in common*: no VM runs at the destination, and none ever did.
+elsewhere under its load for the time named, and goes back (to the host where the sibling is). *Nothing in common*: no VM runs at the destination, and none ever did.
 After every migration the guest found all of the memory it checks as it should be.
 ",
         machine(),

@@ -59,7 +59,7 @@ impl Side {
 /// What the destination has of the guest beforehand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Case {
-    /// Another guest of the same image runs there.
+    /// Another guest of the same image is there, and has run.
     Sibling,
     /// The guest has been there, and has run elsewhere for a while since. What it left is kept.
     Returning,

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use memdex_wire::{Fingerprint, Name, PAGE_SIZE, event::Event};
+use memdex_wire::{Fingerprint, PAGE_SIZE, event::Event};
 use roaring::RoaringBitmap;
 use tokio::sync::broadcast;
 
@@ -119,28 +119,42 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
-    /// Copies a page that probably has content of this name, from the first place that says so. The copy is not hashed.
-    pub(crate) fn read_candidate(&self, name: &Name, page: &mut Page) -> bool {
-        self.sources(name).any(|(source, number)| source.read(number, page).is_some())
+    /// Copies a page that probably has the content that is `wanted`, from the first place that says so. The copy is not hashed. `prefix` is that of the
+    /// fingerprint.
+    pub(crate) fn read_candidate(
+        &self,
+        prefix: u64,
+        wanted: impl Fn(&Fingerprint) -> bool,
+        page: &mut Page,
+    ) -> bool {
+        self.sources(prefix, &wanted).any(|(source, number)| source.read(number, page).is_some())
     }
 
-    /// Copies content from wherever this host has it. The copy is hashed: what is returned is what `page` is, and has that name.
-    pub(crate) fn copy_content(&self, name: &Name, page: &mut Page) -> Option<Fingerprint> {
-        self.sources(name).find_map(|(source, number)| {
+    /// Copies content from wherever this host has it. The copy is hashed: what is returned is what `page` is, and is `wanted`.
+    pub(crate) fn copy_content(
+        &self,
+        prefix: u64,
+        wanted: impl Fn(&Fingerprint) -> bool,
+        page: &mut Page,
+    ) -> Option<Fingerprint> {
+        self.sources(prefix, &wanted).find_map(|(source, number)| {
             source.read(number, page)?;
             let content = Fingerprint::new(*blake3::hash(page.as_slice()).as_bytes());
-            (content.name() == *name).then_some(content)
+            wanted(&content).then_some(content)
         })
     }
 
-    /// Pages that held content of this name when they were last looked at.
-    fn sources(&self, name: &Name) -> impl Iterator<Item = (Arc<dyn ContentSource>, u32)> {
+    /// Pages that held what is wanted when they were last looked at.
+    fn sources(
+        &self,
+        prefix: u64,
+        wanted: impl Fn(&Fingerprint) -> bool,
+    ) -> impl Iterator<Item = (Arc<dyn ContentSource>, u32)> {
         let mut places = Vec::new();
-        self.index.candidates(name, &mut places);
-        places.into_iter().filter_map(|place| {
+        self.index.candidates(prefix, &mut places);
+        places.into_iter().filter_map(move |place| {
             let source = self.registry.by_map(place.map)?;
-            let content = source.content(place.page)?;
-            (content.name() == *name).then_some((source, place.page))
+            wanted(&source.content(place.page)?).then_some((source, place.page))
         })
     }
 }
@@ -227,7 +241,7 @@ impl Host {
         let mut held = RoaringBitmap::new();
         for (position, fingerprint) in fingerprints.iter().enumerate() {
             places.clear();
-            self.shared.index.candidates(&fingerprint.name(), &mut places);
+            self.shared.index.candidates(fingerprint.prefix(), &mut places);
             let holds = |place: &_| self.shared.registry.holds(place, fingerprint);
             if places.iter().any(holds) {
                 held.insert(position as u32);
@@ -241,7 +255,8 @@ impl Host {
     #[must_use]
     pub fn read_content(&self, fingerprint: &Fingerprint) -> Option<Box<Page>> {
         let mut page = Box::new([0u8; PAGE_SIZE]);
-        (self.shared.copy_content(&fingerprint.name(), &mut page)? == *fingerprint).then_some(page)
+        self.shared.copy_content(fingerprint.prefix(), |content| content == fingerprint, &mut page)?;
+        Some(page)
     }
 
     /// What all VMs share.

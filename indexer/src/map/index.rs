@@ -21,7 +21,7 @@ use std::sync::{
 };
 
 use hashbrown::{HashTable, hash_table};
-use memdex_wire::{Fingerprint, Name};
+use memdex_wire::Fingerprint;
 
 /// Names one VM's map in the index. Never used twice while the daemon runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,9 +109,9 @@ impl ContentIndex {
         }
     }
 
-    /// Appends the places that probably hold content of this name: check each in its map.
-    pub fn candidates(&self, name: &Name, places: &mut Vec<Place>) {
-        let (shard, tag) = self.shard(name.prefix());
+    /// Appends the places that probably hold a fingerprint with this [prefix](Fingerprint::prefix): check each in its map.
+    pub fn candidates(&self, prefix: u64, places: &mut Vec<Place>) {
+        let (shard, tag) = self.shard(prefix);
         let same = shard.iter_hash(spread(tag)).filter(|entry| entry.tag == tag);
         places.extend(same.map(|entry| Place { map: MapId(entry.map), page: entry.page }));
     }
@@ -187,7 +187,7 @@ mod tests {
             index.forget(MapId(2));
             for (content, places) in model {
                 let mut found = Vec::new();
-                index.candidates(&print(content).name(), &mut found);
+                index.candidates(print(content).prefix(), &mut found);
                 let found: BTreeSet<_> = found.iter().map(|place| (place.map.0, place.page)).collect();
                 let expected: BTreeSet<_> = places.into_iter().filter(|(map, _)| *map != 2).collect();
                 prop_assert!(found.is_superset(&expected), "{found:?} lacks some of {expected:?}");

@@ -9,7 +9,7 @@
 //! `max(compress(level), ratio(level) · cap) + ratio(level) · link` seconds, where `link` is what a
 //! byte on the wire takes, without that wait: the worst that was seen lately (a link that is not full looks faster than it is). What has been
 //! measured is used, what has not been is scaled from its neighbour by what is typical of zstd. Compressing is measured in the processor's time, and
-//! made longer by what the thread lately had to wait for one; and half as much again is added for what else this host has to do to send a page.
+//! made longer by what the thread lately had to wait for one; and half of what level 1 takes is added for what else this host has to do to send a page.
 //! The level that costs least is taken, if it is better by a few percent. On a link faster than zstd that would be none at all; but fewer bytes are worth
 //! [`WORTH`] to everybody else on it, so it is none only if that saves more time.
 
@@ -30,7 +30,7 @@ const WINDOW: u32 = 20;
 /// Blocks between two choices of the level.
 const CHOOSE: u32 = 8;
 /// Time that fewer bytes on the wire may cost, over all that is still to be sent.
-const WORTH: Duration = Duration::from_millis(60);
+const WORTH: Duration = Duration::from_millis(40);
 /// Blocks until it is known how much there is to send.
 const SURE: u32 = 32;
 /// How much of the worst a link was seen to take is remembered from block to block.
@@ -39,8 +39,8 @@ const MEMORY: f64 = 0.99;
 const WEIGHT: f64 = 0.2;
 /// A level is given up for one that costs less than this part of it.
 const BETTER: f64 = 0.97;
-/// Reading and hashing a page takes about half of what compressing it does.
-const BESIDES: f64 = 1.5;
+/// Reading and hashing a page takes about half of what compressing it at level 1 does.
+const BESIDES: f64 = 0.5;
 
 /// A level, and how it compares with zstd's level 1: time and size, measured with the memory of Debian guests.
 #[derive(Debug, Clone, Copy)]
@@ -177,15 +177,15 @@ impl Compressor {
         self.blocks = 0;
         let (took, spent) = self.waited;
         let busy = if spent > 0.0 { (took / spent).max(1.0) } else { 1.0 };
-        let cost = |level: usize, compress: f64| {
+        let cost = |level: usize, compress: f64, besides: f64| {
             let (compress, ratio) = (compress * LEVELS[level].time, (ratio * LEVELS[level].size).min(1.0));
-            compress.max(ratio * self.least) + ratio * link
+            (compress + besides).max(ratio * self.least) + ratio * link
         };
-        let busy_cost = |level: usize| cost(level, compress * busy * BESIDES);
+        let busy_cost = |level: usize| cost(level, compress * busy, compress * busy * BESIDES);
         let best = (FIRST..LEVELS.len()).min_by(|a, b| busy_cost(*a).total_cmp(&busy_cost(*b)));
         let best = best.unwrap_or(FIRST);
         // What compressing alone takes, not what this host has to do besides or instead: that goes on without it.
-        let slower = (cost(best, compress) - self.least - link) * self.left as f64;
+        let slower = (cost(best, compress, 0.0) - self.least - link) * self.left as f64;
         let plain =
             if self.level == 0 { slower > WORTH.as_secs_f64() / 4.0 } else { slower > WORTH.as_secs_f64() };
         let level = match plain {
@@ -307,7 +307,35 @@ mod tests {
         assert!(settle(1e-6, 0.0, 1 << 30) >= 3);
         // A cap counts although nobody has waited for it yet, and little is not worth sending more for.
         assert!(settle(1e-10, 1.6e-8, 1 << 30) >= 1);
-        assert_eq!(settle(1e-10, 0.0, 20 << 20), 1);
+        assert_eq!(settle(1e-10, 0.0, 15 << 20), 1);
+    }
+
+    #[test]
+    fn what_is_sent_as_it_is_stays_so_until_little_is_left() {
+        let mut compressor = Compressor { compress: Some(2e-9), ratio: Some(0.4), ..Compressor::default() };
+        let mut after = |left: u64| {
+            for _ in 0..SURE + CHOOSE {
+                compressor.sent(1 << 20, Duration::from_micros(100), 0.0, left);
+                compressor.choose();
+            }
+            compressor.level()
+        };
+        assert_eq!([after(1 << 30), after(15 << 20), after(1 << 20), after(15 << 20)], [0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_host_without_a_free_processor_compresses_less() {
+        let settle = |waited: f64| {
+            let mut compressor =
+                Compressor { compress: Some(2e-9), ratio: Some(0.4), ..Compressor::default() };
+            for _ in 0..CHOOSE * 4 {
+                compressor.waited = (waited, 1.0);
+                compressor.sent(1 << 20, Duration::from_micros(100), 5e-8, 1 << 30);
+                compressor.choose();
+            }
+            compressor.level()
+        };
+        assert!(settle(1.0) > settle(8.0) && settle(8.0) == 1, "{} {}", settle(1.0), settle(8.0));
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! QEMU's device state on its way: one zstd stream, a piece of it in each frame. It is mostly names and zeros, and crosses while the guest stands still.
 //!
-//! Owns the two ends of that stream. What a piece becomes when it is read is handed on bit by bit, so no piece takes more memory than [`ROOM`],
-//! whatever it announces.
+//! Owns the two ends of that stream. What a piece becomes when it is read is handed on bit by bit, so no piece takes more memory than [`ROOM`] and
+//! the stream's window, whatever it announces.
 
 use std::io;
 

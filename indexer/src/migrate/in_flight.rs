@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use memdex_wire::Name;
+use memdex_wire::transfer::Name;
 
 use crate::map::MapId;
 

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use memdex_wire::migration::{Outcome, Phase};
+use memdex_wire::{
+    migration::{Outcome, Phase},
+    transfer::Namer,
+};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -35,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) host: Host,
     pub(crate) peers: Arc<Peers>,
     pub(crate) in_flight: Arc<InFlight>,
+    /// What contents are called in offers to this host: by a key that no guest knows.
+    pub(crate) namer: Namer,
     pub(crate) journal: Journal,
     pub(crate) pace: Arc<HostPace>,
     pub(crate) places: Arc<Semaphore>,
@@ -75,10 +80,13 @@ impl Shared {
         options: &MigrationOptions,
         stop: CancellationToken,
     ) -> Self {
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).expect("the kernel gave random bytes when this daemon started");
         Self {
             host,
             peers,
             in_flight: Arc::default(),
+            namer: Namer::new(key),
             journal: Journal::new(options.journal.clone()),
             pace: HostPace::new(options.max_bandwidth),
             places: Arc::new(Semaphore::new(options.at_once.max(1))),

@@ -15,7 +15,8 @@ const BOUND: Duration = Duration::from_secs(60);
 
 fn ready(line: &mut Line) {
     let Ok(ToDestination::Hello(_)) = line.hear_source() else { return };
-    let ready = Ready { vm: "vm-1-1".to_owned(), qemu: "10.0.2".to_owned(), checks: Vec::new() };
+    let ready =
+        Ready { vm: "vm-1-1".to_owned(), qemu: "10.0.2".to_owned(), names: [5; 32], checks: Vec::new() };
     line.send(&ToSource::Ready(ready).encode());
 }
 

@@ -7,7 +7,9 @@ use std::{
 
 use memdex_wire::{
     Fingerprint, PAGE_SIZE,
-    transfer::{BlockHeader, Codec, Hello, MAX_OFFER, ToDestination, ToSource, ZERO, chunk_digest, root},
+    transfer::{
+        BlockHeader, Codec, Hello, MAX_OFFER, Namer, ToDestination, ToSource, ZERO, chunk_digest, root,
+    },
 };
 
 use crate::{
@@ -26,6 +28,7 @@ const MEMORY: u64 = 64 << 20;
 /// A control connection on which the destination is ready, and its migration.
 struct Lie {
     control: Line,
+    namer: Namer,
     id: String,
 }
 
@@ -45,11 +48,12 @@ impl Lie {
             dry_run: false,
         };
         control.send(&ToDestination::Hello(hello).encode());
-        match control.hear_destination().expect("an answer") {
-            ToSource::Ready(ready) => assert!(ready.checks.iter().all(|check| check.ok), "{ready:?}"),
+        let ready = match control.hear_destination().expect("an answer") {
+            ToSource::Ready(ready) => ready,
             other => panic!("{other:?}"),
-        }
-        Self { control, id }
+        };
+        assert!(ready.checks.iter().all(|check| check.ok), "{ready:?}");
+        Self { control, namer: Namer::new(ready.names), id }
     }
 
     fn offer(&mut self, batch: u32, push: bool, pages: &[(u32, Fingerprint)]) {
@@ -57,7 +61,7 @@ impl Lie {
             &ToDestination::Offer {
                 batch,
                 push,
-                pages: pages.iter().map(|(page, content)| (*page, content.name())).collect(),
+                pages: pages.iter().map(|(page, content)| (*page, self.namer.name(content))).collect(),
             }
             .encode(),
         );
@@ -93,6 +97,16 @@ fn block(batch: u32, codec: Codec, payload: &[u8]) -> Vec<u8> {
     [&head.encode()[..], &[0, 0], payload].concat()
 }
 
+/// A frame of zstd (RFC 8878) with a window of 1 MiB, made of these blocks.
+fn zstd(blocks: &[u8]) -> Vec<u8> {
+    [&[0x28, 0xb5, 0x2f, 0xfd, 0, 10 << 3], blocks].concat()
+}
+
+/// A block of it that is not the last: kind 0 is raw, kind 1 repeats a byte.
+fn zstd_block(kind: u32, size: u32, bytes: &[u8]) -> Vec<u8> {
+    [&(size << 3 | kind << 1).to_le_bytes()[..3], bytes].concat()
+}
+
 /// The digest of a VM of zeros.
 fn zeros() -> [u8; 32] {
     let chunk = chunk_digest(&[ZERO; 512]);
@@ -110,7 +124,7 @@ const SLOW: [&str; 2] = ["a page that was never offered", "one byte a second"];
 /// A name, what is done, and what has to be said about it.
 type Told = (&'static str, fn(&Stage, &mut Lie), &'static str);
 
-const LIES: [Told; 13] = [
+const LIES: [Told; 15] = [
     (
         "other bytes than it named",
         |stage, lie| {
@@ -118,6 +132,33 @@ const LIES: [Told; 13] = [
             lie.data(stage).send(&block(0, Codec::Plain, &page(2)));
         },
         "do not have the fingerprint",
+    ),
+    (
+        "a page twice",
+        |stage, lie| {
+            lie.offer(0, true, &[(7, fingerprint(&page(1))), (9, fingerprint(&page(2)))]);
+            let mut data = lie.data(stage);
+            let twice = BlockHeader {
+                batch: 0,
+                pages: 2,
+                withdrawn: 0,
+                codec: Codec::Plain,
+                payload: 2 * PAGE_SIZE as u32,
+            };
+            data.send(&[&twice.encode()[..], &[0, 0, 0, 0], &page(1), &page(1)].concat());
+        },
+        "not asked for",
+    ),
+    (
+        "device state that bursts",
+        |_, lie| {
+            lie.control.send(&ToDestination::Digest(zeros()).encode());
+            lie.control.send(&ToDestination::PrepareDevice.encode());
+            // Of four bytes each become 128 KiB.
+            let blocks: Vec<_> = (0..1000).map(|_| zstd_block(1, 128 << 10, &[0])).collect();
+            lie.control.send(&ToDestination::Device(zstd(&blocks.concat())).encode());
+        },
+        "more device state",
     ),
     (
         "half of a block",
@@ -251,7 +292,8 @@ fn device_state_that_is_none_ends_the_waiting_vmm_and_nothing_else() {
     let mut lie = Lie::begin(&stage, &waiting, 0);
     lie.control.send(&ToDestination::Digest(zeros()).encode());
     lie.control.send(&ToDestination::PrepareDevice.encode());
-    lie.control.send(&ToDestination::Device(vec![7; 100_000]).encode());
+    // Whole as a stream, and nothing that a QEMU could make anything of.
+    lie.control.send(&ToDestination::Device(zstd(&zstd_block(0, 100_000, &[7; 100_000]))).encode());
     lie.control.send(&ToDestination::DeviceEnd.encode());
     lie.control.send(&ToDestination::HandOver { run: true }.encode());
     let why = lie.end();

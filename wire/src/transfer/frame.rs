@@ -1,8 +1,6 @@
 //! Frames of control: encoding and decoding. Every length is checked before anything is allocated.
 
-use super::{FRAME_HEADER, Hello, MAX_DEVICE_PIECE, MAX_FRAME, MAX_OFFER, Ready};
-use crate::Name;
-
+use super::{FRAME_HEADER, Hello, MAX_DEVICE_PIECE, MAX_FRAME, MAX_OFFER, Name, Ready};
 /// Bytes of a run of pages in an offer.
 const RUN: usize = 8;
 /// Longest reason that is taken.

@@ -15,7 +15,7 @@
 //! | kind | name | from | body |
 //! |---|---|---|---|
 //! | 1 | `hello` | source | JSON, [`Hello`] |
-//! | 2 | `offer` | source | `u32` batch · `u8` 1 if contents follow unasked · `u32` runs r · r × (`u32` first page · `u32` pages) · for each page 16 bytes [`Name`], all zero for a page of zeros |
+//! | 2 | `offer` | source | `u32` batch · `u8` 1 if contents follow unasked · `u32` runs r · r × (`u32` first page · `u32` pages) · for each page its [`Name`]: 8 bytes of the fingerprint and 8 of its BLAKE3 keyed with `names` of `ready`; all zero for a page of zeros |
 //! | 3 | `digest` | source | 32 bytes: [`root`] of all pages |
 //! | 4 | `prepare_device` | source | – |
 //! | 5 | `device` | source | a piece of the zstd stream that QEMU's device state is sent as |
@@ -46,16 +46,21 @@
 //! | 12 | 4 | `u32` bytes of payload, at most [`MAX_PAYLOAD`] |
 //! | 16 | 2·(n+w) | `u16` positions in the batch: first those that follow, then those withdrawn |
 //! | … | | payload: n pages of 4096 bytes, as the codec says |
+//!
+//! No zstd stream, of pages or of device state, has a window of more than 2²⁰ bytes, and a piece of device state is at most [`MAX_DEVICE_PIECE`] bytes
+//! also when it is unpacked.
 
 mod block;
 mod frame;
+mod name;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Fingerprint, Name};
+use crate::Fingerprint;
 
 pub use block::{BLOCK_HEADER, BlockHeader, Codec, MAX_BLOCK_PAGES, MAX_PAYLOAD};
 pub use frame::{FrameError, ToDestination, ToSource};
+pub use name::{Name, Namer, ZERO_NAME};
 
 /// Name of the protocol in the `Upgrade` header.
 pub const PROTOCOL: &str = "memdex-migration/2";
@@ -101,14 +106,14 @@ pub struct Ready {
     pub vm: String,
     /// Version of its QEMU.
     pub qemu: String,
+    /// Key of the names of contents, see [`Namer`].
+    pub names: [u8; 32],
     /// What was looked at there. If one is not ok nothing more is said on this connection.
     pub checks: Vec<crate::migration::MigrationCheck>,
 }
 
 /// What stands for the fingerprint of a page of zeros.
 pub const ZERO: Fingerprint = Fingerprint::new([0; Fingerprint::LEN]);
-/// What stands for the name of a page of zeros, in memory and on the wire.
-pub const ZERO_NAME: Name = Name::new([0; Name::LEN]);
 /// Pages whose fingerprints are digested together.
 pub const DIGEST_PAGES: usize = 512;
 

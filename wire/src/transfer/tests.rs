@@ -20,7 +20,8 @@ proptest! {
         pages in prop::collection::vec((prop_oneof![0..50u32, u32::MAX - 5..=u32::MAX], prints()), 0..60),
         positions in prop::collection::vec(any::<u16>(), 0..40),
     ) {
-        let pages = pages.into_iter().map(|(page, content)| (page, content.name())).collect();
+        let namer = Namer::new([3; 32]);
+        let pages = pages.into_iter().map(|(page, content)| (page, namer.name(&content))).collect();
         let offer = ToDestination::Offer { batch, push, pages };
         let frame = offer.encode();
         let (kind, bytes) = body(&frame);
@@ -90,4 +91,41 @@ fn other_frames_round_trip() {
 #[test]
 fn a_frame_that_announces_too_much_is_refused() {
     assert!(ToSource::head([0xff, 0xff, 0xff, 0xff, 65]).is_err());
+}
+
+/// The body of an offer with these runs, and so many names.
+fn offer(push: u8, runs: &[(u32, u32)], names: usize) -> Vec<u8> {
+    let mut body = vec![9, 0, 0, 0, push];
+    body.extend_from_slice(&(runs.len() as u32).to_le_bytes());
+    for (first, length) in runs {
+        body.extend_from_slice(&first.to_le_bytes());
+        body.extend_from_slice(&length.to_le_bytes());
+    }
+    body.resize(body.len() + names * Name::LEN, 1);
+    body
+}
+
+#[test]
+fn offers_that_do_not_add_up_are_refused() {
+    let decode = |body: &[u8]| ToDestination::decode(2, body);
+    assert!(decode(&offer(1, &[(5, 2), (9, 1)], 3)).is_ok());
+    assert!(decode(&offer(0, &[(u32::MAX, 1)], 1)).is_ok());
+    assert!(decode(&offer(0, &[(0, MAX_OFFER as u32)], MAX_OFFER)).is_ok());
+    for (what, body) in [
+        ("no such word", offer(2, &[(5, 1)], 1)),
+        ("beyond the last number", offer(0, &[(u32::MAX, 2)], 2)),
+        ("more pages than names", offer(0, &[(5, 2)], 1)),
+        ("far more pages than names", offer(0, &[(5, u32::MAX)], 1)),
+        ("more names than pages", offer(0, &[(5, 1)], 2)),
+        ("names only", offer(0, &[], 1)),
+        ("too many runs", offer(0, &vec![(5, 0); MAX_OFFER + 1], 0)),
+        ("too many names", offer(0, &[(0, MAX_OFFER as u32 + 1)], MAX_OFFER + 1)),
+    ] {
+        assert!(decode(&body).is_err(), "{what}");
+    }
+    let mut odd = offer(0, &[(5, 1)], 1);
+    odd.pop();
+    assert!(decode(&odd).is_err());
+    let whole = offer(1, &[(5, 2), (9, 1)], 3);
+    (0..whole.len()).for_each(|length| assert!(decode(&whole[..length]).is_err(), "{length} bytes"));
 }

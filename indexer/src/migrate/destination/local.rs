@@ -3,7 +3,10 @@
 //! Owns the copying. The index is a hint and the place it names may have changed since: what counts is the hash of the copy, taken before it is written.
 //! Several threads work on an offer, each on a piece of it, in gathered batches, so that every lane of the hash is used.
 
-use memdex_wire::{Fingerprint, Name, PAGE_SIZE, transfer::ZERO_NAME};
+use memdex_wire::{
+    Fingerprint, PAGE_SIZE,
+    transfer::{Name, ZERO_NAME},
+};
 
 use super::session::{Failure, Session};
 use crate::fingerprint::{Hasher, Page};
@@ -24,8 +27,9 @@ impl Session {
         let open: Vec<Offered> = {
             let ledger = self.ledger();
             let open = pages.iter().enumerate();
-            let open = open
-                .filter(|(_, (page, content))| *content != ZERO_NAME && ledger.get(*page).name() != *content);
+            let open = open.filter(|(_, (page, content))| {
+                *content != ZERO_NAME && !self.namer.is(content, &ledger.get(*page))
+            });
             open.map(|(position, (page, content))| (position as u16, *page, *content)).collect()
         };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(THREADS);
@@ -57,7 +61,8 @@ impl Session {
             for offered in rest.by_ref() {
                 let at = gathered.len() * PAGE_SIZE;
                 let into: &mut Page = (&mut room[at..at + PAGE_SIZE]).try_into().expect("a page long");
-                if self.shared.read_candidate(&offered.2, into) {
+                let wanted = |content: &Fingerprint| self.namer.is(&offered.2, content);
+                if self.shared.read_candidate(offered.2.prefix(), wanted, into) {
                     gathered.push(*offered);
                 } else {
                     missing.push(*offered);
@@ -86,10 +91,10 @@ impl Session {
         missing: &mut Vec<Offered>,
     ) -> Result<(), Failure> {
         for (index, (offered, digest)) in gathered.iter().zip(digests.iter_mut()).enumerate() {
-            if digest.is_none_or(|digest| digest.name() != offered.2) {
+            if digest.is_none_or(|digest| !self.namer.is(&offered.2, &digest)) {
                 let at = index * PAGE_SIZE;
                 let into: &mut Page = (&mut room[at..at + PAGE_SIZE]).try_into().expect("a page long");
-                *digest = self.shared.copy_content(&offered.2, into);
+                *digest = self.copy_content(&offered.2, into);
             }
             if digest.is_none() {
                 missing.push(*offered);

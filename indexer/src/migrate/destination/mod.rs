@@ -107,6 +107,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
     let ready = Ready {
         vm: found.vm.as_ref().map(|vm| vm.id().to_owned()).unwrap_or_default(),
         qemu: found.version.map(|version| version.to_string()).unwrap_or_default(),
+        names: shared.namer.key(),
         checks: found.checks,
     };
     let (Some(vm), Some(monitor), Some(ram), true, false) =
@@ -154,6 +155,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
         ram,
         pages: found.layout.pages(),
         speaker: speaker.clone(),
+        namer: shared.namer.clone(),
         stop,
     }));
     let mut conversation = Conversation::new(incoming, session, speaker.clone(), waiting);

@@ -11,8 +11,8 @@ use std::{
 };
 
 use memdex_wire::{
-    Fingerprint, Name, PAGE_SIZE,
-    transfer::{ToSource, ZERO, ZERO_NAME},
+    Fingerprint, PAGE_SIZE,
+    transfer::{Name, ToSource, ZERO, ZERO_NAME},
 };
 
 use super::session::{Failure, Session, no_room};
@@ -29,9 +29,17 @@ pub(super) struct State {
     batches: HashMap<u32, Batch>,
     /// Contents that will come, and the pages that wait for each. The first of them is the one that was asked for. What comes unasked is awaited
     /// by its own offer alone: each such offer is open until all of its contents have come.
-    wanted: HashMap<(Option<u32>, Name), Vec<Waiting>>,
+    wanted: HashMap<(Option<u32>, Name), Wanted>,
     /// Pages whose content another migration has asked for.
     deferred: Vec<(Instant, Waiting)>,
+}
+
+/// A content that will come.
+#[derive(Default)]
+struct Wanted {
+    waits: Vec<Waiting>,
+    /// It has come, and is just being put in place.
+    come: bool,
 }
 
 struct Batch {
@@ -89,7 +97,7 @@ impl Session {
                 pages.iter().enumerate().filter(|(_, (_, content))| *content != ZERO_NAME)
             {
                 let waiting = Waiting { batch: number, position: position as u16 };
-                state.wanted.entry((Some(number), *content)).or_default().push(waiting);
+                state.wanted.entry((Some(number), *content)).or_default().waits.push(waiting);
                 open += 1;
             }
             if open > 0 {
@@ -122,7 +130,7 @@ impl Session {
             let mut state = self.state();
             state.count(number, 1);
             if ours {
-                state.wanted.entry((None, content)).or_default().push(waiting);
+                state.wanted.entry((None, content)).or_default().waits.push(waiting);
                 need.push(position);
             } else {
                 state.deferred.push((Instant::now(), waiting));
@@ -143,8 +151,8 @@ impl Session {
     /// Whether the content is on its way already; then the page waits for it too.
     fn joins(&self, content: &Name, waiting: Waiting) -> bool {
         let mut state = self.state();
-        let Some(waits) = state.wanted.get_mut(&(None, *content)) else { return false };
-        waits.push(waiting);
+        let Some(wanted) = state.wanted.get_mut(&(None, *content)) else { return false };
+        wanted.waits.push(waiting);
         state.count(waiting.batch, 1);
         true
     }
@@ -208,6 +216,7 @@ impl Session {
         let place = self.place()?;
         let push = self.state().batches.get(&number).is_some_and(|batch| batch.push);
         let at = |position: &u16| offered[usize::from(*position)];
+        self.claim(number, push.then_some(number), positions, at)?;
         // Pages in a row are written in one go.
         let mut from = 0;
         while from < positions.len() {
@@ -227,8 +236,8 @@ impl Session {
             self.record.sent.fetch_add(1, Relaxed);
             // In the reverse index by now, so whoever looks from here on finds it there.
             let key = (push.then_some(number), name);
-            let waits = self.state().wanted.remove(&key).unwrap_or_default();
-            for waiting in &waits {
+            let wanted = self.state().wanted.remove(&key).unwrap_or_default();
+            for waiting in &wanted.waits {
                 if self.stop.is_cancelled() {
                     return Err("it was called off".to_owned());
                 }
@@ -244,6 +253,27 @@ impl Session {
         finished.into_iter().try_for_each(|batch| self.say(&ToSource::Done { batch }))
     }
 
+    /// Says that these are being put in place. Each content is sent once, and only where it was asked for: so no two threads ever write one page, and
+    /// what the ledger says of a page is what was written to it last.
+    fn claim(
+        &self,
+        batch: u32,
+        key: Option<u32>,
+        positions: &[u16],
+        at: impl Fn(&u16) -> (u32, Name),
+    ) -> Result<(), Failure> {
+        let mut state = self.state();
+        for position in positions {
+            let waiting = Waiting { batch, position: *position };
+            let wanted = state.wanted.get_mut(&(key, at(position).1));
+            match wanted.filter(|wanted| !wanted.come && wanted.waits.contains(&waiting)) {
+                Some(wanted) => wanted.come = true,
+                None => return Err("the source sends pages that it was not asked for".to_owned()),
+            }
+        }
+        Ok(())
+    }
+
     /// A page that the source no longer has as it was offered. Others that wait for the same content ask for it themselves. Blocking.
     pub(super) fn withdrawn(&self, number: u32, position: u16) -> Result<(), Failure> {
         let offered = self.pages_of(number)?;
@@ -256,7 +286,10 @@ impl Session {
             let mut state = self.state();
             let push = state.batches.get(&number).is_some_and(|batch| batch.push);
             let key = (push.then_some(number), *content);
-            let Some(waits) = state.wanted.get_mut(&key) else { return Ok(()) };
+            let Some(wanted) = state.wanted.get_mut(&key).filter(|wanted| !wanted.come) else {
+                return Ok(());
+            };
+            let waits = &mut wanted.waits;
             let Some(index) = waits.iter().position(|w| *w == Waiting { batch: number, position }) else {
                 return Ok(());
             };
@@ -296,9 +329,9 @@ impl Session {
             }
             let first = {
                 let mut state = self.state();
-                let waits = state.wanted.entry((None, content)).or_default();
-                waits.push(waiting);
-                waits.len() == 1
+                let wanted = state.wanted.entry((None, content)).or_default();
+                wanted.waits.push(waiting);
+                wanted.waits.len() == 1
             };
             if first {
                 self.say(&ToSource::Need { batch: waiting.batch, positions: vec![waiting.position] })?;

@@ -6,8 +6,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use memdex_wire::{
-    Fingerprint, Name, PAGE_SIZE,
-    transfer::{ToSource, ZERO},
+    Fingerprint, PAGE_SIZE,
+    transfer::{Name, Namer, ToSource, ZERO},
 };
 use roaring::RoaringBitmap;
 use tokio::{runtime::Handle, sync::Notify};
@@ -35,6 +35,8 @@ pub(crate) struct Session {
     pub(super) ram: Ram,
     pub(super) map: MapId,
     pub(super) speaker: Speaker,
+    /// What contents are called in offers.
+    pub(super) namer: Namer,
     /// Ends everything that works for this migration.
     pub(super) stop: CancellationToken,
     /// An offer has been taken in.
@@ -83,6 +85,7 @@ pub(super) struct Parts {
     pub(super) ram: Ram,
     pub(super) pages: u32,
     pub(super) speaker: Speaker,
+    pub(super) namer: Namer,
     pub(super) stop: CancellationToken,
 }
 
@@ -97,6 +100,7 @@ impl Session {
             ram: parts.ram,
             map,
             speaker: parts.speaker,
+            namer: parts.namer,
             stop: parts.stop,
             ledger: Mutex::new(Ledger::new(parts.pages)),
             state: Mutex::default(),
@@ -140,7 +144,7 @@ impl Session {
         let ledger = self.ledger();
         let there = pages
             .iter()
-            .filter(|(page, content)| ledger.get(*page).name() == *content)
+            .filter(|(page, name)| self.namer.is(name, &ledger.get(*page)))
             .map(|(page, _)| *page);
         self.told.lock().unwrap_or_else(PoisonError::into_inner).extend(there);
     }
@@ -199,9 +203,14 @@ impl Session {
         }
     }
 
+    /// Copies content of this name from what this host has, and says what it is.
+    pub(super) fn copy_content(&self, name: &Name, room: &mut Page) -> Option<Fingerprint> {
+        self.shared.copy_content(name.prefix(), |content| self.namer.is(name, content), room)
+    }
+
     /// Copies a page from what this host has, if it has it.
     pub(super) fn fill_one(&self, page: u32, name: &Name, room: &mut Page) -> Result<bool, Failure> {
-        let Some(content) = self.shared.copy_content(name, room) else { return Ok(false) };
+        let Some(content) = self.copy_content(name, room) else { return Ok(false) };
         self.ram.write(page, room.as_slice()).map_err(|error| no_room(&error))?;
         self.put(page, content);
         Ok(true)

@@ -99,7 +99,7 @@ impl Stream {
             let Some((page, name)) = offered.get(usize::from(*position)) else {
                 return Err("the source sends a page that it has not offered".to_owned());
             };
-            digest.filter(|digest| digest.name() == *name).ok_or_else(|| {
+            digest.filter(|digest| self.session.namer.is(name, digest)).ok_or_else(|| {
                 format!(
                     "the source sent bytes for page {page} that do not have the fingerprint it named: nothing of them is used"
                 )

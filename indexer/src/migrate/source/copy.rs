@@ -10,12 +10,9 @@ use std::{
 
 use memdex_wire::{
     Fingerprint,
-    transfer::{MAX_BLOCK_PAGES, MAX_OFFER, ToDestination, ToSource, ZERO},
+    transfer::{MAX_BLOCK_PAGES, MAX_OFFER, Namer, ToDestination, ToSource, ZERO},
 };
-use tokio::{
-    sync::{Notify, mpsc},
-    time::sleep,
-};
+use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -49,10 +46,10 @@ pub(super) struct Copier {
     pub(super) jobs: mpsc::UnboundedSender<Job>,
     /// Somebody calls it off.
     pub(super) abort: CancellationToken,
+    /// What the destination wants contents to be called.
+    namer: Namer,
     /// The destination has said that device state may come.
     pub(super) device_ready: bool,
-    /// What is being told is nearly all there.
-    pub(super) nearly_told: Arc<Notify>,
     open: HashMap<u32, Open>,
     /// Contents that the destination has looked for so far, and those of them that it has asked for.
     looked_for: (usize, usize),
@@ -73,6 +70,7 @@ pub(super) struct Parts {
     pub(super) speaker: Speaker,
     pub(super) frames: Frames<ToSource>,
     pub(super) pages: u32,
+    pub(super) namer: Namer,
     pub(super) streams: Arc<Streams>,
     pub(super) pace: Arc<Pace>,
     pub(super) jobs: mpsc::UnboundedSender<Job>,
@@ -91,7 +89,7 @@ impl Copier {
             jobs: parts.jobs,
             abort: parts.abort,
             device_ready: false,
-            nearly_told: Arc::default(),
+            namer: parts.namer,
             open: HashMap::new(),
             looked_for: (0, 0),
             next: 0,
@@ -99,10 +97,16 @@ impl Copier {
     }
 
     /// Tells all these contents and returns when the destination has them in place, but for pages that have changed meanwhile. With `push`
-    /// contents are sent without waiting to be asked: a round trip less, for what is hardly there already.
-    pub(super) async fn tell(&mut self, contents: &[(u32, Fingerprint)], push: bool) -> Result<(), Stop> {
+    /// contents are sent without waiting to be asked: a round trip less, for what is hardly there already. `nearly` is cancelled when nearly all
+    /// is there.
+    pub(super) async fn tell(
+        &mut self,
+        contents: &[(u32, Fingerprint)],
+        push: bool,
+        nearly: &CancellationToken,
+    ) -> Result<(), Stop> {
         let mut left = contents.len();
-        self.streams.left.store(crate::units::bytes(left as u64), Relaxed);
+        self.note_left(left);
         // Several offers even of few pages: the destination works on one while the next is on its way.
         let each = contents.len().div_ceil(4).clamp(OFFER, MAX_OFFER);
         for pages in contents.chunks(if push { MAX_OFFER } else { each }) {
@@ -114,11 +118,11 @@ impl Copier {
         }
         while !self.open.is_empty() {
             if self.open.len() <= NEARLY {
-                self.nearly_told.notify_waiters();
+                nearly.cancel();
             }
             self.next_frame(0).await?;
         }
-        self.nearly_told.notify_waiters();
+        nearly.cancel();
         self.record.zero.store(self.ledger.zeros(), Relaxed);
         Ok(())
     }
@@ -126,7 +130,7 @@ impl Copier {
     async fn offer(&mut self, pages: &[(u32, Fingerprint)], push: bool) -> Result<(), Stop> {
         let batch = self.next;
         self.next = self.next.wrapping_add(1);
-        let named = |(page, content): &(u32, Fingerprint)| (*page, content.name());
+        let named = |(page, content): &(u32, Fingerprint)| (*page, self.namer.name(content));
         let frame = ToDestination::Offer { batch, push, pages: pages.iter().map(named).collect() };
         let bytes = frame.encode();
         let wait = self.pace.take(bytes.len());
@@ -142,7 +146,7 @@ impl Copier {
             let distinct = pages
                 .iter()
                 .enumerate()
-                .filter(|(_, (_, content))| *content != ZERO && seen.insert(*content));
+                .filter(|(_, (_, content))| *content != ZERO && seen.insert(self.namer.name(content)));
             let positions: Vec<u16> = distinct.map(|(position, _)| position as u16).collect();
             self.queue(batch, &positions)?;
         }
@@ -169,6 +173,15 @@ impl Copier {
         Ok(())
     }
 
+    /// Says how much may still have to be sent in this round: as many of these pages as were asked for of those before.
+    fn note_left(&self, pages: usize) {
+        let share = match self.looked_for {
+            (0, _) => 1.0,
+            (looked_for, asked) => (asked as f64 / looked_for as f64).min(1.0),
+        };
+        self.streams.left.store(crate::units::bytes((pages as f64 * share) as u64), Relaxed);
+    }
+
     /// Waits for what the destination says next, and acts on it.
     async fn next_frame(&mut self, left: usize) -> Result<(), Stop> {
         match self.hear_in_time().await? {
@@ -192,10 +205,7 @@ impl Copier {
                 self.record.sent.fetch_add(asked as u64, Relaxed);
                 self.record.matched.fetch_add((open.contents - asked) as u64, Relaxed);
                 let waiting: usize = self.open.values().map(|open| open.pages.len()).sum();
-                // As many of them will be asked for as were of those before.
-                let share = self.looked_for.1 as f64 / self.looked_for.0.max(1) as f64;
-                let expected = (left + waiting) as f64 * share.min(1.0);
-                self.streams.left.store(crate::units::bytes(expected as u64), Relaxed);
+                self.note_left(left + waiting);
                 let level = self.streams.level.load(Relaxed);
                 self.record.set_progress(|progress| {
                     progress.remaining_bytes = crate::units::bytes((left + waiting) as u64);

@@ -24,7 +24,10 @@ use std::{
 };
 
 use futures::future::join_all;
-use memdex_wire::migration::{MigrationCheck, MigrationRequest, OnNoConverge, Outcome, Phase};
+use memdex_wire::{
+    migration::{MigrationCheck, MigrationRequest, OnNoConverge, Outcome, Phase},
+    transfer::Namer,
+};
 use migrate_client::{ChannelKind, Client, ClientError};
 use tokio::{
     runtime::Handle,
@@ -194,6 +197,7 @@ async fn migrate(
             speaker,
             frames,
             pages,
+            namer: Namer::new(ready.names),
             streams: Arc::clone(&streams),
             pace,
             jobs,

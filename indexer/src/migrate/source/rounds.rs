@@ -11,6 +11,7 @@ use std::{
 
 use memdex_wire::{Fingerprint, PAGE_SIZE, migration::OnNoConverge, page::PageState, transfer::ZERO};
 use tokio::{sync::Mutex, time::sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::{Stop, copy::Copier, switch_over::out_of_turn, throttle::Throttle};
 use crate::{
@@ -27,7 +28,9 @@ const FIXED: Duration = Duration::from_millis(15);
 /// Stale pages that are not worth settling before the guest is stopped.
 const FEW: u64 = 64;
 /// Longest wait for them to be settled.
-const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_secs(1);
+/// They are not settled again within this time.
+const LATELY: Duration = Duration::from_secs(1);
 /// What reading, hashing and writing one of the last pages takes, both ends together.
 const PAGE: Duration = Duration::from_micros(6);
 /// What a page on the wire takes before anything was measured, in bytes.
@@ -99,25 +102,19 @@ impl Rounds {
     pub(super) async fn run(&mut self, copier: &mut Copier) -> Result<(), Stop> {
         let began = Instant::now();
         let mut best = (u64::MAX, Instant::now(), 0u32);
-        let mut settled = false;
+        let (mut settled, mut just_settled) = (None::<Instant>, false);
         let (mut gone_stale, mut dirty_rate, mut looked) = (self.gone_stale(), 0.0, Instant::now());
         loop {
             let before = rest(&self.vm.snapshot(), &copier.ledger);
             if !before.differing.is_empty() {
-                let many = before.differing.len() as u64 > before.stale.max(FEW);
                 copier.record.rounds.fetch_add(1, Relaxed);
-                if many && !settled && self.first_pass_done() {
-                    // While the last of them are on their way: what has to be told next is known when this is told.
-                    settled = true;
-                    let nearly_told = Arc::clone(&copier.nearly_told);
-                    let settle = async {
-                        nearly_told.notified().await;
-                        self.settle().await
-                    };
-                    tokio::try_join!(settle, copier.tell(&before.differing, false))?;
+                if settled.is_none() && self.first_pass_done() && before.differing.len() as u64 > before.stale
+                {
+                    self.tell_and_settle(copier, &before.differing).await?;
+                    (settled, just_settled) = (Some(Instant::now()), true);
                     continue;
                 }
-                copier.tell(&before.differing, false).await?;
+                copier.tell(&before.differing, false, &CancellationToken::new()).await?;
             }
             if self.vm.stopped().is_some() {
                 return Err(Stop::failed("the VM has ended"));
@@ -128,8 +125,8 @@ impl Rounds {
                 ));
             }
             // Calls it off, and notices an end of the link, even if there is nothing to tell.
-            let pause = if before.differing.len() < 64 && !settled { PAUSE } else { Duration::ZERO };
-            copier.idle(pause).await?;
+            let pause = before.differing.len() < 64 && !std::mem::take(&mut just_settled);
+            copier.meanwhile(sleep(if pause { PAUSE } else { Duration::ZERO })).await?;
             let rest = rest(&self.vm.snapshot(), &copier.ledger);
             let seconds = looked.elapsed().as_secs_f64();
             if seconds > 0.2 {
@@ -146,9 +143,10 @@ impl Rounds {
                 progress.expected_ms = Some(needed.as_millis() as u64);
             });
             let first_pass_done = self.first_pass_done();
-            if first_pass_done && needed <= self.downtime && rest.stale > FEW && !settled {
-                settled = true;
-                self.settle().await?;
+            let lately = settled.is_some_and(|at| at.elapsed() < LATELY);
+            if first_pass_done && needed <= self.downtime && rest.stale > FEW && !lately {
+                copier.meanwhile(self.settle()).await?;
+                (settled, just_settled) = (Some(Instant::now()), true);
                 continue;
             }
             if first_pass_done && needed <= self.downtime {
@@ -181,10 +179,38 @@ impl Rounds {
         }
     }
 
-    /// Pages that are written now and then are looked at seldom. Once more all of them, so that few are left when the guest stands still.
-    async fn settle(&self) -> Result<(), Stop> {
-        let settled = self.vm.sync(SETTLE).await;
-        settled.map(drop).map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))
+    /// Pages that are written now and then are looked at seldom. Once more all of them, so that few are left when the guest stands still. If it writes so much
+    /// that this is not done in time, it is not: what is stale counts in what would be left.
+    async fn settle(&self) {
+        if let Err(error) = self.vm.sync(SETTLE).await {
+            tracing::debug!(vm = self.vm.id(), %error, "pages were not settled before the switch-over");
+        }
+    }
+
+    /// Tells, and settles while the last of it is on its way: so what has to be told next is known when this is told.
+    async fn tell_and_settle(
+        &self,
+        copier: &mut Copier,
+        contents: &[(u32, Fingerprint)],
+    ) -> Result<(), Stop> {
+        let nearly = CancellationToken::new();
+        let settle = async {
+            nearly.cancelled().await;
+            self.settle().await;
+        };
+        tokio::pin!(settle);
+        let mut settled = false;
+        {
+            let tell = copier.tell(contents, false, &nearly);
+            tokio::pin!(tell);
+            loop {
+                tokio::select! {
+                    told = &mut tell => break told?,
+                    () = &mut settle, if !settled => settled = true,
+                }
+            }
+        }
+        if settled { Ok(()) } else { copier.meanwhile(settle).await }
     }
 
     /// Every page has been looked at once.
@@ -254,14 +280,11 @@ fn needed(copier: &Copier, rest: &Rest, wire: u64, rate: f64) -> Duration {
 }
 
 impl Copier {
-    /// Waits, and notices meanwhile if it is called off or the other side is gone.
-    async fn idle(&mut self, pause: Duration) -> Result<(), Stop> {
-        if pause.is_zero() && self.frames.is_empty() && !self.abort.is_cancelled() {
-            return Ok(());
-        }
+    /// Waits for something, and notices meanwhile if it is called off or the other side is gone.
+    async fn meanwhile(&mut self, something: impl Future<Output = ()>) -> Result<(), Stop> {
         tokio::select! {
             said = self.hear() => said.and_then(|_| Err(out_of_turn())),
-            () = sleep(pause) => Ok(()),
+            () = something => Ok(()),
         }
     }
 }

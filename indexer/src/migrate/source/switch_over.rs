@@ -22,6 +22,7 @@ use memdex_wire::{
     transfer::{ToDestination, ToSource},
 };
 use tokio::{io::AsyncReadExt, net::UnixStream};
+use tokio_util::sync::CancellationToken;
 
 use super::{Outgoing, Stop, rounds::last};
 use crate::{
@@ -85,7 +86,7 @@ impl Outgoing {
         let synced = began.elapsed();
 
         record.enter(Phase::Finishing);
-        self.copier.tell(&rest, true).await?;
+        self.copier.tell(&rest, true, &CancellationToken::new()).await?;
         match last(&self.vm, &self.copier.ledger) {
             Ok(left) if left.is_empty() => {}
             _ => return Err(Stop::failed("the VM's memory changes although it is stopped")),
