@@ -15,8 +15,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use memdex_wire::transfer::MAX_DEVICE_PIECE;
-
 use super::session::Failure;
 use crate::{
     migrate::{
@@ -128,28 +126,15 @@ impl Waiting {
     }
 
     /// Hands in a piece of device state.
-    pub(super) async fn device(&mut self, mut piece: &[u8]) -> Result<(), Failure> {
+    pub(super) async fn device(&mut self, piece: &[u8]) -> Result<(), Failure> {
         let (device, unpacker) = self.device.as_mut().ok_or("device state comes before it was announced")?;
-        let mut unpacked = 0;
-        loop {
-            let bytes = unpacker.unpack(&mut piece);
-            let bytes = bytes.map_err(|_| "the source sends damaged device state".to_owned())?;
-            if bytes.is_empty() {
-                return Ok(());
+        let bytes = unpacker.unpack(piece).map_err(|_| "the source sends damaged device state".to_owned())?;
+        match timeout(SILENCE, device.write_all(bytes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                Err(format!("QEMU does not take its device state ({error}): see its standard error"))
             }
-            unpacked += bytes.len();
-            if unpacked > MAX_DEVICE_PIECE {
-                return Err("the source sends more device state at once than was agreed".to_owned());
-            }
-            match timeout(SILENCE, device.write_all(bytes)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    return Err(format!(
-                        "QEMU does not take its device state ({error}): see its standard error"
-                    ));
-                }
-                Err(_) => return Err("QEMU does not take its device state".to_owned()),
-            }
+            Err(_) => Err("QEMU does not take its device state".to_owned()),
         }
     }
 
