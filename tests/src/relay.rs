@@ -32,7 +32,7 @@ pub struct Relay {
 /// A message at which the link breaks, once.
 #[derive(Debug, Clone)]
 pub struct Trap {
-    /// Bytes of the message. It is looked for in what comes by in one small piece.
+    /// Bytes of the message. It is looked for in what comes by in one small piece, and at the end of a great one.
     pub message: Vec<u8>,
     /// Whether the message itself still arrives.
     pub arrives: bool,
@@ -149,8 +149,10 @@ impl Shared {
         let mut trap = self.trap();
         let sprung = trap.as_ref().filter(|trap| {
             trap.arrives != before
-                && piece.len() <= SMALL
-                && piece.windows(trap.message.len()).any(|part| part == trap.message)
+                && match piece.len() <= SMALL {
+                    true => piece.windows(trap.message.len()).any(|part| part == trap.message),
+                    false => piece.ends_with(&trap.message),
+                }
         });
         let Some(cut) = sprung.map(|trap| trap.cut) else { return };
         if cut {
