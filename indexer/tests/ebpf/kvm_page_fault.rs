@@ -98,12 +98,12 @@ fn the_marks_and_the_page_table_name_the_same_pages() {
     let mut vmm = Vmm::start(256);
     vmm.tell("kvm 0");
     vmm.tell(&format!("slot 3 0 {FIRST} 64"));
-    vmm.tell(&format!("code {FIRST}"));
     let pages = Pages::watch(&vmm);
     // Every page is mapped for writing then, in the VMM's table and in KVM's.
     for page in FIRST..FIRST + 64 {
         vmm.tell(&format!("write {page}"));
     }
+    vmm.tell(&format!("code {FIRST}"));
     vmm.tell("run");
     assert_eq!(pages.armed(), 0);
 

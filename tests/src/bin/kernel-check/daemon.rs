@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use memdex_tests::{Daemon, Scratch, Tiny, contract::Vm, oracle, tiny};
+use memdex_tests::{Daemon, Scratch, Tiny, contract::Vm, oracle, tiny, wait};
 use serde_json::Value;
 
 use crate::{abilities::Abilities, reporter::Reporter};
 
-/// An emulated processor takes its time.
-const APPEAR: Duration = Duration::from_secs(60);
+const APPEAR: Duration = Duration::from_secs(5);
+/// Time for the last writes to be seen without a sync.
+const SEEN: Duration = Duration::from_millis(100);
 const ROUNDS: u32 = 4;
 
 /// A host with one guest; the scratch space is dropped last.
@@ -89,7 +90,11 @@ impl Host {
         match (good.len(), reasons.as_slice()) {
             (0, []) => Err("there is none".to_owned()),
             (count, []) => Ok(format!("{count} of them")),
-            (_, reasons) => Err(reasons.join("; ")),
+            (_, reasons) => {
+                // The verifier's own words are in there.
+                eprintln!("{}", self.daemon.log());
+                Err(reasons.join("; "))
+            }
         }
     }
 
@@ -124,7 +129,7 @@ impl Host {
             self.guest.run(&format!("zero {} 20", first + 150));
             self.guest.run(&format!("punch 0 {} 9", first + 60));
             if abilities.exact() {
-                std::thread::sleep(Duration::from_millis(500));
+                wait::pause(SEEN);
                 oracle::compare_claims(&self.daemon, &self.vm).expect_exact("without a sync");
             }
             self.daemon.sync(&self.vm.id);

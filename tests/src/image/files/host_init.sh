@@ -19,7 +19,9 @@ case " $(cat /proc/cmdline) " in
 esac
 
 cd /tmp
-export MEMDEX_BIN_DIR=/programs RUST_BACKTRACE=0
+# an emulated processor takes its time
+export MEMDEX_PATIENCE=5
+export MEMDEX_BIN_DIR=/programs RUST_BACKTRACE=0 RUST_LOG=info,indexer=debug,memdexd::ebpf=debug
 /programs/kernel-check --report /dev/ttyS1 --tests /tests
 echo "the checks ended with $?"
 poweroff -f
