@@ -3,7 +3,10 @@
 use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
 use aya_log_ebpf::debug;
 
-use crate::{offsets::offset, vm::Vm};
+use crate::{
+    offsets::offset,
+    vm::{NO_PAGE, Vm},
+};
 
 /// Page-fault error codes: the access was a write (`X86_PF_WRITE`, and `PFERR_WRITE_MASK` in KVM).
 pub const WRITE: u64 = 2;
@@ -22,8 +25,8 @@ pub fn kvm_page_fault(ctx: TracePointContext) -> Option<()> {
         return None;
     }
     match vm.wrote_gpa(address) {
-        Some(page) => debug!(&ctx, "kvm_page_fault: gpa {:x} is page {}", address, page),
-        None => debug!(&ctx, "kvm_page_fault: gpa {:x} is no page of the VM", address),
+        NO_PAGE => debug!(&ctx, "kvm_page_fault: gpa {:x} is no page of the VM", address),
+        page => debug!(&ctx, "kvm_page_fault: gpa {:x} is page {}", address, page),
     }
     None
 }

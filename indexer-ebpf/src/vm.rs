@@ -27,6 +27,12 @@ pub type Marks = Array<[u8; ELEMENT], 1, MAP_FLAGS>;
 #[btf_map]
 static VMS: HashOfMaps<u32, Marks, MAX_VMS> = HashOfMaps::new();
 
+/// What [`Vm::wrote_gpa`] says of an address that is no page.
+///
+/// Not an `Option`: where it is `None` its number is undefined, and a compiler that runs out of registers keeps it on the stack all the
+/// same. Before Linux 6.3 the verifier rejects a program that reads there.
+pub const NO_PAGE: u32 = u32::MAX;
+
 /// The tracked process that is running.
 #[derive(Clone, Copy)]
 pub struct Vm {
@@ -76,22 +82,23 @@ impl Vm {
     /// Without two-dimensional paging the address is a guest virtual one, and no table leads from it to a page. (The same holds for a
     /// guest inside the guest, whose faults the event does not tell apart; what such a one writes is found by the sweeps.)
     #[inline(always)]
-    pub fn wrote_gpa(&self, address: u64) -> Option<u32> {
+    pub fn wrote_gpa(&self, address: u64) -> u32 {
         if offset!(kvm.two_dimensional) == 0 {
             self.overflow();
-            return None;
+            return NO_PAGE;
         }
         self.check_memslots();
         let gfn = address >> PAGE_SHIFT;
-        let second = self.page(self.header.gpa[1], gfn);
-        if let Some(page) = second {
+        let mut found = NO_PAGE;
+        if let Some(page) = self.page(self.header.gpa[1], gfn) {
             self.wrote(page);
+            found = page;
         }
-        let first = self.page(self.header.gpa[0], gfn);
-        if let Some(page) = first {
+        if let Some(page) = self.page(self.header.gpa[0], gfn) {
             self.wrote(page);
+            found = page;
         }
-        first.or(second)
+        found
     }
 
     /// Marks a page of a memslot as written.

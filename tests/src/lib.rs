@@ -7,6 +7,7 @@
 //! - [`Daemon`]: a real `memdexd` and the `memdex` command that talks to it.
 //! - [`Tiny`]: a KVM guest that writes the pages it is told to. [`Qemu`]: real QEMU guests.
 //! - [`relay`]: a link between two hosts that counts, and breaks when it is told to.
+//! - [`kernel_matrix`]: all of this on other kernels than this machine's.
 //! - [`oracle`]: reads a guest's RAM behind memdex's back and compares every page with the map.
 
 pub mod address_space;
@@ -15,6 +16,7 @@ pub mod contract;
 pub mod daemon;
 pub mod http;
 pub mod image;
+pub mod kernel_matrix;
 pub mod oracle;
 pub mod process;
 pub mod qemu;

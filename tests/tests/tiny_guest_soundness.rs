@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use memdex_tests::{Daemon, Scratch, Tiny, contract::Vm, oracle, tiny};
+use memdex_tests::{Daemon, Scratch, Tiny, contract::Vm, oracle, tiny, wait};
 
 const APPEAR: Duration = Duration::from_secs(5);
 
 /// First what the map says by itself a few ticks after the last write, then what it says once a sync has looked at
 /// everything.
 fn sync_and_compare(daemon: &Daemon, vm: &Vm, context: &str) -> oracle::Report {
-    std::thread::sleep(Duration::from_millis(100));
+    wait::pause(Duration::from_millis(100));
     oracle::compare_claims(daemon, vm).expect_exact(&format!("{context}, without a sync"));
     daemon.sync(&vm.id);
     let report = oracle::compare(daemon, vm);
@@ -107,7 +107,7 @@ fn slots_may_change_under_load() {
         }
         guest.run("pause");
         let expected = 4096 + 700 + round + if round % 2 == 0 { 0 } else { 512 + round };
-        memdex_tests::wait::until("the map to show the slots", Duration::from_secs(1), || {
+        wait::until("the map to show the slots", Duration::from_secs(1), || {
             (daemon.vm_of(guest.pid())?.pages.total == expected).then_some(())
         });
         let report = sync_and_compare(&daemon, &vm, &format!("round {round}"));
@@ -153,9 +153,9 @@ fn pages_that_came_with_a_huge_page_are_followed() {
     for round in 1..6_u64 {
         let first = round * 1024;
         guest.write(first, 1, 1);
-        std::thread::sleep(Duration::from_millis(300));
+        wait::pause(Duration::from_millis(300));
         guest.write(first + 1, 100, 100);
-        std::thread::sleep(Duration::from_millis(300));
+        wait::pause(Duration::from_millis(300));
         // Nobody asked for a sync: what the map says by itself must be true.
         oracle::compare_claims(&daemon, &vm).expect_exact(&format!("round {round}"));
     }

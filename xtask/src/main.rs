@@ -10,6 +10,7 @@ mod demo;
 mod dist;
 mod setup;
 mod test;
+mod vm_test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ First steps:
   cargo xtask setup     once, as root; or leave it to the next command
   cargo xtask demo      watch what memdex does, on two hosts with real guests, one of which moves
   cargo xtask test      build everything and run every test
+  cargo xtask vm-test   the same promises on other kernels than this machine's
   cargo build           the daemon (memdexd) and the command (memdex) in target/debug")]
 struct Arguments {
     #[command(subcommand)]
@@ -39,6 +41,7 @@ enum Task {
     BuildEbpf(build_ebpf::Arguments),
     Demo(demo::Arguments),
     Test(test::Arguments),
+    VmTest(vm_test::Arguments),
     Bench(bench::Arguments),
     Dist(dist::Arguments),
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf(arguments) => build_ebpf::main(&arguments),
         Task::Demo(arguments) => demo::main(&arguments),
         Task::Test(arguments) => test::main(&arguments),
+        Task::VmTest(arguments) => vm_test::main(&arguments),
         Task::Bench(arguments) => bench::main(&arguments),
         Task::Dist(arguments) => dist::main(&arguments),
     };
@@ -74,5 +78,13 @@ mod tests {
     fn bench_and_test_hand_arguments_on() {
         super::Arguments::try_parse_from(["xtask", "bench", "--json", "figures.json"]).unwrap();
         super::Arguments::try_parse_from(["xtask", "test", "--", "-p", "memdex-tests"]).unwrap();
+    }
+
+    #[test]
+    fn vm_test_knows_its_kernels() {
+        super::Arguments::try_parse_from(["xtask", "vm-test"]).unwrap();
+        super::Arguments::try_parse_from(["xtask", "vm-test", "6.1", "newest", "--limit", "60"]).unwrap();
+        assert!(super::Arguments::try_parse_from(["xtask", "vm-test", "2.6"]).is_err());
+        assert!(super::Arguments::try_parse_from(["xtask", "vm-test", "--limit", "soon"]).is_err());
     }
 }

@@ -44,6 +44,7 @@
 
 pub mod claim;
 pub mod ebpf;
+mod entries;
 pub mod inject;
 pub mod pagemap;
 pub mod process;

@@ -5,7 +5,7 @@
 //! [`super::userfault`]'s, and is done for the dirty runs alone.
 //!
 //! # Minimum kernel version
-//! 6.7
+//! 6.7. Where pages are, though not which were written, is told on older ones too, by [`super::entries`].
 #![expect(unsafe_code, reason = "an ioctl that no safe crate offers")]
 
 use std::{fs::File, io, ops::Range};
@@ -20,7 +20,10 @@ use rustix::{
     ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode},
 };
 
-use super::process::{Process, is_gone};
+use super::{
+    entries,
+    process::{Process, is_gone},
+};
 use crate::{units::Hva, vm::descriptor::ProcessId};
 
 /// The page table of a VMM process.
@@ -123,7 +126,7 @@ impl Pagemap {
     ) -> Result<(), ScanError> {
         let query = Query { range: range.clone(), mask: 0, any_of: POPULATED, returned: PAGE_IS_WRITTEN };
         let first = out.len();
-        self.walk(query, check, |run| {
+        let walked = self.walk(query, check, |run| {
             let armed = run.categories & u64::from(PAGE_IS_WRITTEN) == 0;
             match out[first..].last_mut() {
                 Some(last) if last.range.end.0 == run.start && last.armed == armed => {
@@ -131,7 +134,14 @@ impl Pagemap {
                 }
                 _ => out.push(PopulatedRun { range: Hva(run.start)..Hva(run.end), armed }),
             }
-        })?;
+        });
+        match walked {
+            Err(ScanError::Unsupported(_)) if !check => {
+                let run = |range| out.push(PopulatedRun { range, armed: false });
+                self.without_scan(range.clone(), entries::PRESENT | entries::SWAPPED, run)?;
+            }
+            other => other?,
+        }
         if check {
             return self.watched(range);
         }
@@ -144,13 +154,30 @@ impl Pagemap {
     /// # Errors
     /// [`ScanError::Gone`] if the process has ended.
     pub fn present(&self, range: Range<Hva>, out: &mut Vec<Range<Hva>>) -> Result<(), ScanError> {
-        let query = Query { range, mask: PAGE_IS_PRESENT, any_of: 0, returned: PAGE_IS_PRESENT };
+        let query =
+            Query { range: range.clone(), mask: PAGE_IS_PRESENT, any_of: 0, returned: PAGE_IS_PRESENT };
         let first = out.len();
-        self.walk(query, false, |run| match out[first..].last_mut() {
+        let walked = self.walk(query, false, |run| match out[first..].last_mut() {
             Some(last) if last.end.0 == run.start => last.end = Hva(run.end),
             _ => out.push(Hva(run.start)..Hva(run.end)),
-        })?;
+        });
+        match walked {
+            Err(ScanError::Unsupported(_)) => {
+                self.without_scan(range, entries::PRESENT, |run| out.push(run))?;
+            }
+            other => other?,
+        }
         if self.process.alive() { Ok(()) } else { Err(ScanError::Gone) }
+    }
+
+    /// Where pages are, on a kernel that can't scan.
+    fn without_scan(
+        &self,
+        range: Range<Hva>,
+        bits: u64,
+        each: impl FnMut(Range<Hva>),
+    ) -> Result<(), ScanError> {
+        entries::runs(&self.file, range, bits, each).map_err(ScanError::Io)
     }
 
     /// Runs a query to the end of its range, however many calls that takes.

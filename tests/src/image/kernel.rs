@@ -48,21 +48,29 @@ pub fn kernel() -> Result<Kernel, ImageError> {
     find(&folder)
 }
 
-fn find(folder: &Path) -> Result<Kernel, ImageError> {
-    let boot = folder.join("boot");
-    let names = fs::read_dir(&boot).map_err(ImageError::io("listing", &boot))?;
-    let version = names
-        .flatten()
-        .find_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("vmlinuz-")?.to_owned()))
-        .ok_or_else(|| ImageError::Failed {
-            what: "unpacking the kernel".to_owned(),
-            reason: format!("no vmlinuz in {}", boot.display()),
-        })?;
+/// The kernel in a folder that packages were unpacked into.
+pub(super) fn find(folder: &Path) -> Result<Kernel, ImageError> {
     // Before Debian merged the two trees the modules lay in lib, since then in usr/lib.
-    let modules = ["lib/modules", "usr/lib/modules"]
-        .iter()
-        .map(|parent| folder.join(parent).join(&version))
-        .find(|path| path.is_dir())
-        .unwrap_or_else(|| folder.join("lib/modules").join(&version));
-    Ok(Kernel { vmlinuz: boot.join(format!("vmlinuz-{version}")), version, modules })
+    let trees = ["lib/modules", "usr/lib/modules"].map(|parent| folder.join(parent));
+    let modules = |version: &str| {
+        let places = trees.iter().map(|tree| tree.join(version));
+        places.clone().find(|path| path.is_dir()).unwrap_or_else(|| trees[0].join(version))
+    };
+    let boot = folder.join("boot");
+    let installed = fs::read_dir(&boot).into_iter().flatten().flatten().find_map(|entry| {
+        let version = entry.file_name().to_str()?.strip_prefix("vmlinuz-")?.to_owned();
+        Some((entry.path(), version))
+    });
+    // The newest packages have the image among the modules; installing them copies it to /boot.
+    let among_modules = || {
+        trees.iter().flat_map(fs::read_dir).flatten().flatten().find_map(|entry| {
+            let vmlinuz = entry.path().join("vmlinuz");
+            vmlinuz.is_file().then(|| (vmlinuz, entry.file_name().to_string_lossy().into_owned()))
+        })
+    };
+    let (vmlinuz, version) = installed.or_else(among_modules).ok_or_else(|| ImageError::Failed {
+        what: "unpacking the kernel".to_owned(),
+        reason: format!("no vmlinuz in {}", boot.display()),
+    })?;
+    Ok(Kernel { vmlinuz, modules: modules(&version), version })
 }

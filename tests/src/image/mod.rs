@@ -4,6 +4,7 @@
 //! - [`kernel`]: Debian's cloud kernel, downloaded and unpacked, not installed.
 //! - [`tiny_guest`]: kernel and a busybox initramfs with a memory workload; boots in seconds under emulation.
 //! - [`debian_guest`]: a Debian system with systemd, redis and nginx on an ext4 disk image.
+//! - [`HOST_KERNELS`]: stock kernels with KVM, and [`write_initramfs`]: the host under test that boots from them.
 //! - [`qemu_versions`]: the QEMU of this machine and, where that is an old one, a newer one beside it.
 //!
 //! Each function builds what is missing and returns at once when it is there, so a test may call it without thought.
@@ -15,6 +16,8 @@ mod check;
 mod cpio;
 mod debian;
 mod error;
+mod host;
+mod host_kernel;
 mod kernel;
 mod modules;
 mod qemu;
@@ -26,6 +29,8 @@ mod workload;
 pub use check::Check;
 pub use debian::{DebianGuest, debian_guest};
 pub use error::ImageError;
+pub use host::{HostProgram, pack, write_initramfs};
+pub use host_kernel::{HOST_KERNELS, HostKernel, HostKernelSource};
 pub use kernel::{Kernel, kernel};
 pub use qemu::{QemuProgram, QemuVersion, qemu_versions};
 pub use store::folder;

@@ -74,7 +74,9 @@ pub fn qemu_versions() -> Result<Vec<QemuProgram>, ImageError> {
         return Ok(vec![own]);
     }
     let folder = store::ensure(&recipe(), |folder| {
-        apt::unpack_from("backports", &PACKAGES, folder)?;
+        let suite = apt::Suite::beside("backports", folder)?;
+        PACKAGES.iter().try_for_each(|package| suite.unpack(package, folder))?;
+        suite.close()?;
         // It is linked with the libraries of this machine; better found out now than in a test.
         version_of(&program_in(folder)).map(drop)
     })?;

@@ -1,0 +1,143 @@
+//! The workspace's own test programs on this kernel: which of their tests run here, and what they say.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use crate::{abilities::Abilities, reporter::Reporter};
+
+/// A test may print such a line for the table: `kernel-fact: NAME = VALUE`.
+const FACT: &str = "kernel-fact: ";
+
+/// A test program, and which of its tests run: the arguments are those of Rust's test harness.
+struct Program {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    /// The same on a kernel that can't track exactly; `None`: the whole program makes no sense there.
+    without_scan: Option<&'static [&'static str]>,
+}
+
+/// There is no QEMU in here, so what needs one is left out; so is what repeats a thing hundreds of times or measures time.
+const PROGRAMS: [Program; 5] = [
+    Program { name: "ebpf", arguments: &[], without_scan: Some(&["--skip", "the_marks_and_the_page_table"]) },
+    Program { name: "memory", arguments: &[], without_scan: Some(&[]) },
+    Program {
+        name: "witness",
+        arguments: &[
+            "tracking::",
+            "changes::",
+            "a_seccomp_filter",
+            "a_traced_process",
+            "no_signal_is_lost",
+            "of_an_unprivileged_process",
+        ],
+        without_scan: None,
+    },
+    Program {
+        name: "tiny_guest_soundness",
+        arguments: &[
+            "memfd_ram_without_kvm_dirty_log",
+            "anonymous_ram_with_dirty_ring",
+            "slots_may_change",
+            "huge_page",
+        ],
+        without_scan: None,
+    },
+    Program { name: "remap", arguments: &[], without_scan: None },
+];
+
+pub(crate) fn check(reporter: &mut Reporter, abilities: &Abilities, folder: &Path) {
+    let (mut passed, mut all) = (0, 0);
+    for program in PROGRAMS {
+        let Some(arguments) =
+            (if abilities.exact() { Some(program.arguments) } else { program.without_scan })
+        else {
+            continue;
+        };
+        let mut outcome = Outcome::default();
+        reporter.check(&format!("tests of {}", program.name), || {
+            outcome = Outcome::of(&folder.join(program.name), arguments)?;
+            outcome.judge()
+        });
+        passed += outcome.passed;
+        all += outcome.passed + outcome.failed.len();
+        for (name, value) in outcome.facts {
+            reporter.fact(&name, value);
+        }
+    }
+    reporter.fact("tests passed", format!("{passed} of {all}"));
+}
+
+/// What a test program said.
+#[derive(Default)]
+struct Outcome {
+    passed: usize,
+    failed: Vec<String>,
+    facts: Vec<(String, String)>,
+    success: bool,
+}
+
+impl Outcome {
+    /// Runs a program; what it prints goes on to the console.
+    fn of(program: &Path, arguments: &[&str]) -> Result<Self, String> {
+        let mut command = Command::new(program);
+        // One at a time: the processor is slow, and tests that wait for each other's time would fail for no reason.
+        command.args(["--test-threads", "1", "--show-output"]).args(arguments);
+        let failed = |error: std::io::Error| format!("{}: {error}", program.display());
+        let mut child = command.stdout(Stdio::piped()).spawn().map_err(failed)?;
+        let mut outcome = Self::default();
+        if let Some(output) = child.stdout.take() {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                eprintln!("{line}");
+                outcome.read(&line);
+            }
+        }
+        outcome.success = child.wait().map_err(failed)?.success();
+        Ok(outcome)
+    }
+
+    fn read(&mut self, line: &str) {
+        if let Some((name, value)) = line.strip_prefix(FACT).and_then(|fact| fact.split_once(" = ")) {
+            self.facts.push((name.to_owned(), value.to_owned()));
+        } else if let Some(summary) = line.strip_prefix("test result: ") {
+            let (before, _) = summary.split_once(" passed;").unwrap_or_default();
+            self.passed = before.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0);
+        } else if let Some(name) =
+            line.strip_prefix("test ").and_then(|test| test.strip_suffix(" ... FAILED"))
+        {
+            self.failed.push(name.to_owned());
+        }
+    }
+
+    fn judge(&self) -> Result<String, String> {
+        match (self.success, self.passed, self.failed.as_slice()) {
+            (true, 1.., []) => Ok(format!("{} passed", self.passed)),
+            (_, _, []) => Err(format!("{} passed, and the program ended badly", self.passed)),
+            (_, _, failed) => Err(format!("{} passed, failed: {}", self.passed, failed.join(", "))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_program_that_ran_tests_and_ended_well_passes() {
+        let outcome = |text: &str, success| {
+            let mut outcome = Outcome { success, ..Outcome::default() };
+            text.lines().for_each(|line| outcome.read(line));
+            outcome
+        };
+        let summary = "test result: ok. 21 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out";
+        let good = outcome(&format!("test a::b ... ok\nkernel-fact: marks = 8 of 8\n{summary}"), true);
+        assert_eq!(good.judge(), Ok("21 passed".to_owned()));
+        assert_eq!(good.facts, [("marks".to_owned(), "8 of 8".to_owned())]);
+        assert!(outcome(summary, false).judge().is_err());
+        assert!(outcome("test result: ok. 0 passed; 0 failed;", true).judge().is_err());
+        let bad = outcome("test b ... FAILED\ntest result: FAILED. 1 passed; 1 failed;", false);
+        assert_eq!(bad.judge(), Err("1 passed, failed: b".to_owned()));
+    }
+}
