@@ -219,9 +219,17 @@ mod identity {
 
     use super::{Queue, SLOTS};
 
+    impl Queue {
+        /// Ticks until a delayed page is ready.
+        pub(in crate::watch) fn next_due(&self) -> Option<usize> {
+            (1..SLOTS).find(|ahead| !self.wheel[(self.now + ahead) % SLOTS].is_empty())
+        }
+    }
+
     impl Hash for Queue {
         fn hash<H: Hasher>(&self, state: &mut H) {
-            let wheel = (0..SLOTS).map(|ahead| &self.wheel[(self.now + ahead) % SLOTS]);
+            // The model's ticks go on to the next slot that is due, so only the order of the slots counts.
+            let wheel = (0..SLOTS).map(|ahead| &self.wheel[(self.now + ahead) % SLOTS]).filter(|slot| !slot.is_empty());
             let sets = self.awaited.iter().chain(&self.recent).chain([&self.discarding, &self.ready]).chain(wheel);
             for (index, set) in sets.enumerate().filter(|(_, set)| !set.is_empty()) {
                 (index, set.len()).hash(state);

@@ -63,13 +63,23 @@ pub(super) struct State {
     pub published_wrong: bool,
 }
 
+/// What a scan looks at, apart from what is awaited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Look {
+    Awaited,
+    /// Also what was published lately.
+    Recent,
+    /// The same, and then the second hand turns.
+    LastChance,
+}
+
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Action {
     Guest(Event),
-    /// A tick: delayed pages are ready, the marks are taken. A scan comes next.
-    Tick,
-    Scan { recheck: bool },
+    /// A tick: the marks are taken. A scan comes next. `due`: so many ticks that the next delayed pages are ready.
+    Tick { due: bool },
+    Scan(Look),
     Rotate,
     Audit,
     /// The next batch of ready pages.
@@ -128,11 +138,13 @@ impl System {
         match state.at {
             At::Loop => {}
             At::Scan => {
-                actions.extend([false, true].map(|recheck| Action::Scan { recheck }));
+                actions.extend([Look::Awaited, Look::Recent].map(Action::Scan));
+                if self.stalls || state.world.may_turn() {
+                    actions.push(Action::Scan(Look::LastChance));
+                }
                 return;
             }
-            At::Rotate if self.stalls || state.world.may_turn() => actions.push(Action::Rotate),
-            At::Rotate => {}
+            At::Rotate => return actions.push(Action::Rotate),
             At::Audit(_) => return actions.push(Action::Audit),
         }
         if state.queue.has_ready() {
@@ -141,7 +153,10 @@ impl System {
         if self.sync {
             actions.push(Action::BeginSync);
         }
-        actions.push(Action::Tick);
+        actions.push(Action::Tick { due: false });
+        if state.queue.next_due().is_some() {
+            actions.push(Action::Tick { due: true });
+        }
         if self.audits {
             actions.push(Action::Audit);
         }
@@ -150,19 +165,17 @@ impl System {
 
     /// One step. Returns false if there was nothing to do.
     pub(super) fn step(&self, state: &mut State, action: Action) -> bool {
-        let tracker_stays = matches!(action, Action::Guest(_) | Action::Read(_));
-        if !tracker_stays && matches!(state.at, At::Rotate) {
-            state.at = At::Loop;
-        }
         match action {
             Action::Guest(event) => state.world.happen(event, self.marks, self.broken == Break::LoseMark),
-            Action::Tick => {
-                state.queue.tick();
+            Action::Tick { due } => {
+                let ticks = state.queue.next_due().filter(|_| due).unwrap_or(0);
+                (0..ticks).for_each(|_| state.queue.tick());
                 self.take_marks(state);
                 state.at = At::Scan;
             }
-            Action::Scan { recheck } => self.scan(state, recheck),
+            Action::Scan(look) => self.scan(state, look),
             Action::Rotate => {
+                state.at = At::Loop;
                 state.world.turn();
                 state.queue.rotate();
                 if self.broken == Break::ScanOnce {
@@ -219,7 +232,8 @@ impl System {
         }
     }
 
-    fn scan(&self, state: &mut State, recheck: bool) {
+    fn scan(&self, state: &mut State, look: Look) {
+        let recheck = look != Look::Awaited;
         let steered = protocol::steered(&state.queue, recheck);
         let full = !self.marks || state.full_scan.wanted();
         for region in 0..state.epochs.len() {
@@ -240,7 +254,7 @@ impl System {
         if full {
             state.full_scan.done();
         }
-        state.at = if recheck { At::Rotate } else { At::Loop };
+        state.at = if look == Look::LastChance { At::Rotate } else { At::Loop };
     }
 
     fn audit(&self, state: &mut State) {

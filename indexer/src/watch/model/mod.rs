@@ -47,7 +47,7 @@ use memdex_wire::page::PageState;
 use stateright::{Model, Property};
 
 use self::{
-    driver::{Action, At, State, shown},
+    driver::{Action, At, Look, State, shown},
     world::{Budget, World},
 };
 use super::{
@@ -127,7 +127,11 @@ impl System {
             stalls: false,
             audits: false,
             sync: false,
-            promise: if writers == 1 { Promise::Mark } else { Promise::Scan },
+            promise: if writers == 1 && budget.remaps + budget.touches + budget.vague == 0 {
+                Promise::Mark
+            } else {
+                Promise::Scan
+            },
             broken: Break::Nothing,
             maps: Mutex::default(),
             index: None,
@@ -195,8 +199,8 @@ impl System {
     fn settles(&self, state: &mut State) -> bool {
         // The longest delay of a hot page is 64 ticks.
         for _ in 0..80 {
-            self.step(state, Action::Tick);
-            self.step(state, Action::Scan { recheck: true });
+            self.step(state, Action::Tick { due: true });
+            self.step(state, Action::Scan(Look::LastChance));
             self.step(state, Action::Rotate);
             if self.promise == Promise::Audit {
                 self.step(state, Action::Audit);

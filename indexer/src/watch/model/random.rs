@@ -4,7 +4,7 @@
 //! Besides the promises of the small models: what readers hold follows. A snapshot never moves; a reader that asks again and again
 //! for what changed since has the same as one who asks for all; the reverse index has exactly the contents of the map.
 
-use memdex_wire::page::PageState;
+use memdex_wire::{Fingerprint, page::PageState};
 
 use super::{
     driver::UnderWay,
@@ -25,6 +25,7 @@ const NO_END: Budget = Budget {
     touches: u32::MAX,
     discards: u32::MAX,
     remaps: u32::MAX,
+    refaults: u32::MAX,
     vague: u32::MAX,
 };
 
@@ -59,7 +60,7 @@ struct Reader {
     kept: Option<(MapSnapshot, Vec<Option<u32>>)>,
     since: Option<Generation>,
     /// What the reader believes of each page.
-    copy: Vec<Option<u32>>,
+    copy: Vec<Option<Fingerprint>>,
 }
 
 fn all_shown(map: &PageMap) -> Vec<Option<u32>> {
@@ -75,12 +76,12 @@ impl Reader {
         let snapshot = map.snapshot();
         self.copy.resize(now.len(), None);
         for record in snapshot.records(self.since) {
-            self.copy[record.page as usize] = shown(map, record.page as u32);
+            self.copy[record.page as usize] = record.fingerprint;
         }
-        // Of a page that went stale and came back with the content it had, nothing is said: it has not changed.
-        let mine: Vec<_> = self.copy.iter().zip(&now).map(|(mine, now)| if now.is_some() { *mine } else { None }).collect();
-        assert_eq!(mine, now, "a reader of changes missed one");
-        self.copy = now.iter().zip(&self.copy).map(|(now, mine)| now.or(*mine)).collect();
+        for (page, view) in snapshot.views(0..map.pages()) {
+            // Of a page that went stale and came back with the content it had nothing is said: it has not changed.
+            assert_eq!(self.copy[page as usize], view.fingerprint, "a reader of changes missed one of page {page}");
+        }
         self.since = Some(map.generation());
         self.kept = Some((snapshot, now));
     }

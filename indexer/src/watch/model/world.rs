@@ -69,6 +69,8 @@ pub(super) struct Budget {
     pub touches: u32,
     pub discards: u32,
     pub remaps: u32,
+    /// Stores that find their page protected again after its fault was resolved; no more than so many are tried.
+    pub refaults: u32,
     /// Marks that could not be made for a page: a flag is raised instead.
     pub vague: u32,
 }
@@ -154,7 +156,7 @@ impl World {
     }
 
     pub(super) fn finished(&self) -> bool {
-        let Budget { writes, zeros: _, touches, discards, remaps, vague: _ } = self.budget;
+        let Budget { writes, zeros: _, touches, discards, remaps, refaults: _, vague: _ } = self.budget;
         self.quiet() && writes + touches + discards + remaps == 0
     }
 
@@ -227,9 +229,15 @@ impl World {
                 at.file = at.file.or(Some(0));
                 at.entry = Entry::Open;
                 self.writers[writer] = Writer::Resolved { page, value, turns };
+                if self.budget.refaults == 0 {
+                    self.store(writer, page, value, how(false));
+                }
             }
             Event::Retry(writer) => {
                 let Writer::Resolved { page, value, .. } = self.writers[writer] else { return };
+                if self.pages[page as usize].entry != Entry::Open {
+                    self.budget.refaults = self.budget.refaults.saturating_sub(1);
+                }
                 self.store(writer, page, value, how(false));
             }
             Event::Touch(page) => {
