@@ -30,11 +30,23 @@ pub(super) type Read = Option<u32>;
 #[derive(Debug, Clone, Hash)]
 pub(super) enum UnderWay {
     Find(Batch<Fresh>),
-    Arm { batch: Batch<Fresh>, data: Vec<PageRange>, read: Vec<Read> },
+    Arm {
+        batch: Batch<Fresh>,
+        data: Vec<PageRange>,
+        read: Vec<Read>,
+    },
     /// Being read by the pool, page by page, whatever else the tracker does.
-    Reading { batch: Batch<Armed>, data: Vec<u32>, read: Vec<Read> },
+    Reading {
+        batch: Batch<Armed>,
+        data: Vec<u32>,
+        read: Vec<Read>,
+    },
     /// Scanned; the marks are to be looked at. `truth`: what each page held when it was scanned.
-    Publish { batch: Batch<Hashed>, written: Vec<u32>, truth: Vec<u32> },
+    Publish {
+        batch: Batch<Hashed>,
+        written: Vec<u32>,
+        truth: Vec<u32>,
+    },
 }
 
 /// Where the tracker is, between batches.
@@ -78,7 +90,9 @@ pub(super) enum Look {
 pub(super) enum Action {
     Guest(Event),
     /// A tick: the marks are taken. A scan comes next. `due`: so many ticks that the next delayed pages are ready.
-    Tick { due: bool },
+    Tick {
+        due: bool,
+    },
     Scan(Look),
     Rotate,
     Audit,
@@ -227,7 +241,8 @@ impl System {
         if std::mem::take(&mut world.discards_overflowed) {
             protocol::may_be_discarded(map, queue, 0..map.pages());
         }
-        if queue.awaits_discards() && (world.discard == Discard::None || self.broken == Break::ReadDiscarding) {
+        if queue.awaits_discards() && (world.discard == Discard::None || self.broken == Break::ReadDiscarding)
+        {
             queue.discards_done();
         }
     }

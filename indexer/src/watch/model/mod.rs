@@ -93,6 +93,9 @@ enum Promise {
     Mark,
 }
 
+/// What a map shows of each page.
+type Known = Vec<(PageState, Option<u32>)>;
+
 /// A model of some size.
 struct System {
     /// Pages of each region.
@@ -111,7 +114,7 @@ struct System {
     promise: Promise,
     broken: Break,
     /// One map for each content of a map, so that states share it.
-    maps: Mutex<HashMap<Vec<(PageState, Option<u32>)>, PageMap>>,
+    maps: Mutex<HashMap<Known, PageMap>>,
     /// The reverse index, where it is followed.
     index: Option<(ContentIndex, MapId)>,
 }
@@ -220,8 +223,9 @@ impl System {
         loop {
             let mut actions = Vec::new();
             self.tracker_actions(state, &mut actions);
-            let settling =
-                |action: &&Action| matches!(action, Action::Advance | Action::Read(_) | Action::Finish | Action::Begin);
+            let settling = |action: &&Action| {
+                matches!(action, Action::Advance | Action::Read(_) | Action::Finish | Action::Begin)
+            };
             let Some(action) = actions.iter().find(settling).copied() else { return };
             self.step(state, action);
         }
@@ -268,7 +272,9 @@ impl Model for System {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("nothing is lost", |system: &Self, state| system.all_keep(Promise::Audit, state)),
+            Property::always("nothing is lost", |system: &Self, state| {
+                system.all_keep(Promise::Audit, state)
+            }),
             Property::always("doubt is where it is promised", |system, state| {
                 system.all_keep(system.promise, state)
             }),

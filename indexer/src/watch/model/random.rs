@@ -80,7 +80,10 @@ impl Reader {
         }
         for (page, view) in snapshot.views(0..map.pages()) {
             // Of a page that went stale and came back with the content it had nothing is said: it has not changed.
-            assert_eq!(self.copy[page as usize], view.fingerprint, "a reader of changes missed one of page {page}");
+            assert_eq!(
+                self.copy[page as usize], view.fingerprint,
+                "a reader of changes missed one of page {page}"
+            );
         }
         self.since = Some(map.generation());
         self.kept = Some((snapshot, now));
@@ -183,7 +186,10 @@ impl Life {
             world.discard = Discard::Done;
         }
         // Marks of the old pages may be there when the new ones have their numbers.
-        world.pages.resize((kept + pages) as usize, Page { file: None, entry: Entry::None, written: false, discarded: false });
+        world.pages.resize(
+            (kept + pages) as usize,
+            Page { file: None, entry: Entry::None, written: false, discarded: false },
+        );
         for page in &mut world.pages[kept as usize..] {
             world.last_value += 1;
             page.file = (!self.dice.once_in(3)).then_some(world.last_value);

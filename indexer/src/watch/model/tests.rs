@@ -56,7 +56,7 @@ fn one_writer_and_a_balloon_over_two_pages() {
 
 #[test]
 fn a_writer_whose_page_is_armed_again_before_its_store() {
-    holds(System::new(&[1], 1, Budget { discards: 1, refaults: 1, ..writes(2) }));
+    holds(System::new(&[1], 1, Budget { discards: 1, refaults: 1, ..writes(1) }));
 }
 
 #[test]

@@ -47,9 +47,17 @@ impl Page {
 pub(super) enum Writer {
     Idle,
     /// The fault has been taken and marked; `turns` of the second hand ago at most.
-    Faulted { page: u32, value: u32, turns: u8 },
+    Faulted {
+        page: u32,
+        value: u32,
+        turns: u8,
+    },
     /// The fault is resolved, the store not yet tried again.
-    Resolved { page: u32, value: u32, turns: u8 },
+    Resolved {
+        page: u32,
+        value: u32,
+        turns: u8,
+    },
 }
 
 /// A system call that throws a page away.
@@ -94,12 +102,20 @@ pub(super) struct World {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Event {
     /// A writer stores to a page: at once if it is writable, else it takes a fault, which is marked.
-    Write { writer: usize, page: u32, zero: bool, vague: bool },
+    Write {
+        writer: usize,
+        page: u32,
+        zero: bool,
+        vague: bool,
+    },
     Resolve(usize),
     Retry(usize),
     /// The guest reads a page.
     Touch(u32),
-    DiscardEnters { page: u32, vague: bool },
+    DiscardEnters {
+        page: u32,
+        vague: bool,
+    },
     DiscardDoes,
     DiscardExits,
     /// The VMM maps something else where the region was.

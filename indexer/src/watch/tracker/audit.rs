@@ -70,13 +70,17 @@ impl Tracker {
                 self.vm.counters.missed_by_ebpf.add(missed.len());
             }
         }
-        let newly =
-            protocol::audited(&mut self.vm.map_mut(), &mut self.queue, &found, |mut forgotten: RoaringBitmap| {
+        let newly = protocol::audited(
+            &mut self.vm.map_mut(),
+            &mut self.queue,
+            &found,
+            |mut forgotten: RoaringBitmap| {
                 for watched in self.regions.iter().filter(|watched| !watched.readable()) {
                     forgotten.remove_range(watched.range());
                 }
                 forgotten
-            });
+            },
+        );
         self.vm.counters.pages_gone_stale.add(newly);
         self.vm.counters.audits.add(1);
         self.audit_cost = began.elapsed();
