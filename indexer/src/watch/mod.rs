@@ -46,8 +46,11 @@ pub mod claim;
 pub mod ebpf;
 mod entries;
 pub mod inject;
+#[cfg(test)]
+mod model;
 pub mod pagemap;
 pub mod process;
+mod protocol;
 mod ptrace;
 pub(crate) mod queue;
 pub mod tracker;

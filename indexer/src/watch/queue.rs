@@ -28,7 +28,7 @@ const fn delay(heat: u8) -> usize {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Queue {
     awaited: [RoaringBitmap; 2],
     discarding: RoaringBitmap,
@@ -210,6 +210,36 @@ pub(super) fn bridged(pages: &RoaringBitmap, gap: u32) -> Vec<Range<u32>> {
         }
     }
     out
+}
+
+/// For the model checker, which has to recognise a state that it has seen. Where the wheel stands makes no difference, only how far ahead a page is.
+#[cfg(test)]
+mod identity {
+    use std::hash::{Hash, Hasher};
+
+    use super::{Queue, SLOTS};
+
+    impl Queue {
+        /// Ticks until a delayed page is ready.
+        pub(in crate::watch) fn next_due(&self) -> Option<usize> {
+            (1..SLOTS).find(|ahead| !self.wheel[(self.now + ahead) % SLOTS].is_empty())
+        }
+    }
+
+    impl Hash for Queue {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            let wheel = (0..SLOTS).map(|ahead| &self.wheel[(self.now + ahead) % SLOTS]);
+            let sets =
+                self.awaited.iter().chain(&self.recent).chain([&self.discarding, &self.ready]).chain(wheel);
+            for (index, set) in sets.enumerate().filter(|(_, set)| !set.is_empty()) {
+                (index, set.len()).hash(state);
+                set.iter().for_each(|page| page.hash(state));
+            }
+            let mut heat: Vec<_> = self.heat.iter().collect();
+            heat.sort_unstable();
+            heat.hash(state);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl Tracker {
         self.take_marks();
         self.all_stale();
         self.read_again();
-        self.full_scan_wanted = true;
+        self.full_scan.want();
         self.update_status();
     }
 

@@ -11,11 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memdex_wire::page::PageState;
 use roaring::RoaringBitmap;
 
 use super::{Lost, Tracker, trouble::Trouble};
-use crate::{map::MapSnapshot, memory::Walk, units::PageRange, watch::queue::runs};
+use crate::{
+    map::MapSnapshot,
+    memory::Walk,
+    units::PageRange,
+    watch::protocol::{self, Findings, Sighting},
+};
 
 /// Pages looked at between two looks at the marks.
 const WINDOW: u32 = 1 << 16;
@@ -28,8 +32,7 @@ impl Tracker {
     /// Audits all armed regions. Stale pages that are queued nowhere are queued.
     pub(super) fn audit(&mut self) -> Result<(), Lost> {
         let began = Instant::now();
-        let mut doubtful = RoaringBitmap::new();
-        let mut written = RoaringBitmap::new();
+        let mut found = Findings::default();
         // Only this thread writes the map, so the snapshot stays true until we write ourselves.
         let snapshot = self.vm.snapshot();
         for region in 0..self.regions.len() {
@@ -42,7 +45,7 @@ impl Tracker {
             while page < range.end {
                 let window = page..range.end.min(page.saturating_add(WINDOW));
                 page = window.end;
-                match self.audit_window(region, &snapshot, window, &mut walk, &mut doubtful, &mut written) {
+                match self.audit_window(region, &snapshot, window, &mut walk, &mut found) {
                     Ok(()) => self.take_marks(),
                     Err(Trouble::Lost(lost)) => return Err(lost),
                     Err(Trouble::NotWatched) => {
@@ -60,17 +63,25 @@ impl Tracker {
         // A mark that came in since the last tick is no miss.
         self.take_marks();
         if self.marks_see_writes() {
-            let missed = (&written - self.queue.awaited()) - self.queue.in_discard();
+            let missed = (&found.written - self.queue.awaited()) - self.queue.in_discard();
             let missed: RoaringBitmap = missed.iter().filter(|page| !self.vm.is_stale(*page)).collect();
             if !missed.is_empty() {
                 tracing::debug!(vm = %self.vm.id(), pages = missed.len(), first = missed.min(), "written without a mark");
                 self.vm.counters.missed_by_ebpf.add(missed.len());
             }
         }
-        self.stale(&doubtful);
-        self.queue.written(&written);
-        self.queue.ready(&(&doubtful - &written));
-        self.queue_forgotten();
+        let newly = protocol::audited(
+            &mut self.vm.map_mut(),
+            &mut self.queue,
+            &found,
+            |mut forgotten: RoaringBitmap| {
+                for watched in self.regions.iter().filter(|watched| !watched.readable()) {
+                    forgotten.remove_range(watched.range());
+                }
+                forgotten
+            },
+        );
+        self.vm.counters.pages_gone_stale.add(newly);
         self.vm.counters.audits.add(1);
         self.audit_cost = began.elapsed();
         Ok(())
@@ -82,8 +93,7 @@ impl Tracker {
         snapshot: &MapSnapshot,
         window: Range<u32>,
         walk: &mut Walk,
-        doubtful: &mut RoaringBitmap,
-        written: &mut RoaringBitmap,
+        found: &mut Findings,
     ) -> Result<(), Trouble> {
         let watched = &self.regions[region];
         let Some(memory) = &watched.memory else { return Ok(()) };
@@ -91,34 +101,18 @@ impl Tracker {
         self.vm.counters.scan_calls.add(1);
         self.vm.counters.pages_scanned.add(u64::from(window.end - window.start));
         self.pagemap.populated(watched.addresses(&window), true, &mut populated)?;
-        let (mut armed, mut open) = (RoaringBitmap::new(), RoaringBitmap::new());
+        let mut seen = Sighting::default();
         for run in &populated {
-            let set = if run.armed { &mut armed } else { &mut open };
+            let set = if run.armed { &mut seen.armed } else { &mut seen.open };
             set.insert_range(watched.pages_at(&run.range));
         }
-        let mut found = Vec::new();
-        memory.data_along(&self.pagemap, watched.relative(&window), walk, &mut found)?;
-        let mut data = RoaringBitmap::new();
-        for run in found {
-            data.insert_range(watched.first_page + run.start..watched.first_page + run.end);
+        let mut data = Vec::new();
+        memory.data_along(&self.pagemap, watched.relative(&window), walk, &mut data)?;
+        for run in data {
+            seen.data.insert_range(watched.first_page + run.start..watched.first_page + run.end);
         }
-        let held = snapshot.in_state(window.clone(), &[PageState::Current, PageState::Zero]);
-        let absent = snapshot.in_state(window, &[PageState::Absent]);
-        *doubtful |= &held - &armed;
-        *doubtful |= &held - &data;
-        *doubtful |= &absent & (&open | &data);
-        *written |= (&held | &absent) & &open;
+        found.compare(snapshot, window, &seen);
         Ok(())
-    }
-
-    /// Stale pages have to be queued somewhere; should one have been forgotten, this finds it.
-    fn queue_forgotten(&mut self) {
-        let stale = self.vm.snapshot().in_state(0..u32::MAX, &[PageState::Stale]);
-        let mut forgotten = stale - self.queue.all();
-        for watched in self.regions.iter().filter(|watched| !watched.readable()) {
-            forgotten.remove_range(watched.range());
-        }
-        self.queue.ready(&forgotten);
     }
 
     /// How long to wait from one audit to the next: seldom enough to cost next to nothing.
@@ -129,14 +123,11 @@ impl Tracker {
     /// Scans for written pages: what is awaited, now and then what was published lately; everything if eBPF does not say
     /// what is written.
     pub(super) fn scan(&mut self, last_chance: bool) -> Result<(), Lost> {
-        let mut steered = self.queue.awaited();
         // Seldom enough to cost a few per cent of a core: during the first pass nearly every page is recent.
         let recheck = last_chance || self.last_recheck.elapsed() >= RECHECK.max(self.recheck_cost * 20);
-        if recheck {
-            steered |= self.queue.recent();
-        }
+        let steered = protocol::steered(&self.queue, recheck);
         // A guest whose writes overflow the marks all the time must not make us scan all the time.
-        let wanted = self.full_scan_wanted || !self.marks_see_writes();
+        let wanted = self.full_scan.wanted() || !self.marks_see_writes();
         let full = wanted && self.last_full_scan.elapsed() >= self.scan_interval();
         let began = Instant::now();
         for region in 0..self.regions.len() {
@@ -169,20 +160,17 @@ impl Tracker {
                     continue;
                 }
             }
-            // What was hot, or found before, is queued already; taking it again would undo its delay.
-            let fresh: RoaringBitmap = {
-                let awaited = self.queue.awaited();
-                written.iter().filter(|page| awaited.contains(*page) || !self.vm.is_stale(*page)).collect()
-            };
-            self.stale(&fresh);
-            self.queue.written(&fresh);
+            if !written.is_empty() {
+                let newly = protocol::found_written(&mut self.vm.map_mut(), &mut self.queue, &written);
+                self.vm.counters.pages_gone_stale.add(newly);
+            }
         }
         if recheck {
             self.recheck_cost = began.elapsed();
             self.last_recheck = Instant::now();
         }
         if full {
-            self.full_scan_wanted = false;
+            self.full_scan.done();
             self.full_scan_cost = began.elapsed();
             self.last_full_scan = Instant::now();
         }
@@ -196,15 +184,14 @@ impl Tracker {
 
     /// Marks a run of pages as stale in the map.
     pub(super) fn stale_run(&mut self, run: &PageRange) {
-        let newly = self.vm.map_mut().mark_stale(std::slice::from_ref(run));
+        let newly = protocol::stale_run(&mut self.vm.map_mut(), run);
         self.vm.counters.pages_gone_stale.add(newly);
     }
 
     /// The same for a set.
     pub(super) fn stale(&mut self, pages: &RoaringBitmap) {
-        let runs: Vec<_> = runs(pages).collect();
-        if !runs.is_empty() {
-            let newly = self.vm.map_mut().mark_stale(&runs);
+        if !pages.is_empty() {
+            let newly = protocol::stale(&mut self.vm.map_mut(), pages);
             self.vm.counters.pages_gone_stale.add(newly);
         }
     }

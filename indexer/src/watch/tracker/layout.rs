@@ -2,11 +2,11 @@
 
 use std::{sync::Arc, time::Instant};
 
-use memdex_wire::{event::Event, page::PageState};
+use memdex_wire::event::Event;
 use roaring::RoaringBitmap;
 
 use super::{Tracker, attach_userfault, region::Watched};
-use crate::{host::JobError, map::Layout, vm::descriptor::VmDescriptor};
+use crate::{host::JobError, map::Layout, vm::descriptor::VmDescriptor, watch::protocol};
 
 impl Tracker {
     /// Discovery found the VM changed: keep what is the same, begin anew with the rest.
@@ -82,12 +82,11 @@ impl Tracker {
             let range = again.range();
             self.regions[index] = again;
             // A discard may be on its way, as after any change of the layout.
-            self.stale_run(&range);
-            self.queue.discarding(range);
+            self.may_be_discarded(range);
         }
         if better {
             tracing::info!(vm = %self.vm.id(), "what did not work before does now");
-            self.full_scan_wanted = true;
+            self.full_scan.want();
             self.share_memory();
         }
         self.update_status();
@@ -109,7 +108,7 @@ impl Tracker {
             self.regions.push(Watched::open(self.process, region.clone(), place.first_page, userfault));
         }
         let pages = layout.pages();
-        let changes = self.vm.map_mut().relayout(layout, kept);
+        let changes = protocol::renumber(&mut self.vm.map_mut(), &mut self.queue, layout, kept);
         self.follow(&changes);
         if self.unseen.is_empty() {
             self.pass_began = Instant::now();
@@ -119,17 +118,9 @@ impl Tracker {
         for unreadable in self.regions.iter().filter(|watched| !watched.readable()) {
             self.unseen.remove_range(unreadable.range());
         }
-        // Of the pages that stay, what is awaited or being discarded stays so: reading them early would miss the write.
-        self.queue.forget_from(kept);
         self.watch_marks();
-        // A discard that entered under the old numbers may still be on its way to pages that have new ones.
-        for watched in self.regions.iter().skip(keep) {
-            self.queue.discarding(watched.range());
-        }
-        self.full_scan_wanted = true;
-        let stale = self.vm.map().in_state(0..u32::MAX, &[PageState::Stale]);
-        let unqueued = stale - self.queue.all();
-        self.queue.ready(&unqueued);
+        protocol::renumbered(&self.vm.map(), &mut self.queue, kept);
+        self.full_scan.want();
         self.update_status();
         self.share_memory();
     }

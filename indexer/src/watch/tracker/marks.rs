@@ -6,7 +6,10 @@ use super::Tracker;
 use crate::{
     units::PageRange,
     vm::descriptor::{Accelerator, Backing},
-    watch::ebpf::{MarkLayout, MarkRegion, Marks, RamFile},
+    watch::{
+        ebpf::{MarkLayout, MarkRegion, Marks, RamFile},
+        protocol,
+    },
 };
 
 impl Tracker {
@@ -19,31 +22,18 @@ impl Tracker {
         };
         let (mut written, mut discarded) = (Vec::new(), Vec::new());
         let taken = marks.take(&mut written, &mut discarded);
-        // Marks of a layout that has just been replaced may name pages that are no more.
-        let pages = self.vm.map().pages();
-        for run in written.iter_mut().chain(&mut discarded) {
-            *run = run.start.min(pages)..run.end.min(pages);
-        }
         if !written.is_empty() || !discarded.is_empty() {
-            let newly = {
-                let mut map = self.vm.map_mut();
-                map.mark_stale(&written) + map.mark_stale(&discarded)
-            };
-            self.vm.counters.pages_gone_stale.add(newly);
-            let count = |runs: &[PageRange]| runs.iter().map(|run| run.len() as u64).sum();
-            self.vm.counters.marks_written.add(count(&written));
-            self.vm.counters.marks_discarded.add(count(&discarded));
-        }
-        for run in written {
-            self.queue.marked(run);
-        }
-        for run in discarded {
-            self.queue.discarding(run);
+            let mut map = self.vm.map_mut();
+            let noted = protocol::marked(&mut map, &mut self.queue, &mut written, &mut discarded);
+            drop(map);
+            self.vm.counters.pages_gone_stale.add(noted.newly_stale);
+            self.vm.counters.marks_written.add(noted.written);
+            self.vm.counters.marks_discarded.add(noted.discarded);
         }
         self.slots_moved |= taken.layout_stale;
         if taken.overflowed {
             self.vm.counters.mark_overflows.add(1);
-            self.full_scan_wanted = true;
+            self.full_scan.want();
         }
         if taken.discards_overflowed {
             self.vm.counters.mark_overflows.add(1);
@@ -57,10 +47,14 @@ impl Tracker {
     /// A discard that could not be told to pages: every page may have been thrown away.
     pub(super) fn everything_discarded(&mut self) {
         for region in 0..self.regions.len() {
-            let range = self.regions[region].range();
-            self.stale_run(&range);
-            self.queue.discarding(range);
+            self.may_be_discarded(self.regions[region].range());
         }
+    }
+
+    /// Any of these may be being thrown away right now.
+    pub(super) fn may_be_discarded(&mut self, pages: PageRange) {
+        let newly = protocol::may_be_discarded(&mut self.vm.map_mut(), &mut self.queue, pages);
+        self.vm.counters.pages_gone_stale.add(newly);
     }
 
     /// (Re)starts the eBPF marks with the regions and memslots as they are now.

@@ -28,6 +28,7 @@ use super::{
     claim::Claim,
     ebpf::Marks,
     pagemap::{Pagemap, ScanError},
+    protocol::FullScan,
     queue::Queue,
     userfault::{self, UserFault},
 };
@@ -130,7 +131,7 @@ pub(crate) struct Tracker {
     unseen: RoaringBitmap,
     /// Room for the changes of a batch, kept to save allocating.
     changes: Vec<Change>,
-    full_scan_wanted: bool,
+    full_scan: FullScan,
     /// Somebody else fills the memory; see [`aside`].
     aside: bool,
     /// KVM's memory slots are not those the marks were laid out for.
@@ -187,7 +188,7 @@ impl Tracker {
             jobs: VecDeque::new(),
             unseen: RoaringBitmap::new(),
             changes: Vec::new(),
-            full_scan_wanted: false,
+            full_scan: FullScan::default(),
             aside: false,
             slots_moved: false,
             pass_began: now,
@@ -273,7 +274,7 @@ impl Tracker {
         if self.slots_moved && self.last_watched.elapsed() >= REWATCH {
             self.slots_moved = false;
             self.watch_marks();
-            self.full_scan_wanted = true;
+            self.full_scan.want();
         }
         // A rotation drops pages from those that are scanned again: each gets its last look before.
         let rotating = self.last_rotation.elapsed() >= ROTATION;
@@ -281,6 +282,7 @@ impl Tracker {
         if rotating {
             self.last_rotation = Instant::now();
             self.queue.rotate();
+            self.full_scan.rotate();
             self.vm.counters.hot_pages.set(self.queue.hot());
         }
         if self.last_audit.elapsed() >= self.audit_interval() {

@@ -1,6 +1,6 @@
 //! arm → read → hash → check → publish, for one batch of pages of one region.
 
-use memdex_wire::{Fingerprint, page::PageState};
+use memdex_wire::Fingerprint;
 use roaring::RoaringBitmap;
 
 use super::{
@@ -10,11 +10,13 @@ use super::{
 };
 use crate::{
     fingerprint::pool::Pending,
-    map::{Change, Content, Place},
+    map::{Change, Place},
     memory::MemoryError,
     units::PageRange,
     watch::{
+        ebpf::Marks,
         pagemap::ScanError,
+        protocol::{self, Armed, Batch, Fresh},
         queue::{bridged, runs},
     },
 };
@@ -25,14 +27,7 @@ const SCAN_GAP: u32 = 64;
 /// A batch whose pages are armed and being read.
 #[derive(Debug)]
 struct Reading {
-    region: usize,
-    /// [`Watched::epoch`] when the pages were armed.
-    epoch: u64,
-    pages: RoaringBitmap,
-    /// The pages that hold anything, in order.
-    data: Vec<PageRange>,
-    /// Pages that could not be armed.
-    refused: RoaringBitmap,
+    batch: Batch<Armed>,
     digests: Pending<Result<Vec<Option<Fingerprint>>, MemoryError>>,
 }
 
@@ -63,7 +58,7 @@ impl Tracker {
                 return Ok(worked);
             };
             let unsettled = self.finish(done)?;
-            self.queue_unsettled(unsettled);
+            protocol::unsettled(&mut self.queue, unsettled);
         }
     }
 
@@ -78,16 +73,12 @@ impl Tracker {
             rest.remove_range(..end);
             batch.remove_range(end..);
             self.queue.ready(&rest);
-            if self.regions[region].armed() && !self.doubted() {
-                // What became current in the meantime (a sync, a page queued twice) need not be read again.
-                let (from, to) = (first, batch.max().map_or(first, |last| last + 1));
-                batch &= self.vm.map().in_state(from..to, &[PageState::Stale]);
-            }
-            // A page with a mark that nobody has taken yet must not be armed: the next scan could not see any more that it was written,
-            // and would wait for a write that has long landed.
-            let marked = self.with_marks(&batch);
-            self.queue.postpone(&marked);
-            batch -= marked;
+            let current_is_true = self.regions[region].armed() && !self.doubted();
+            let marks = self.marks.as_ref();
+            let batch =
+                protocol::to_settle(&self.vm.map(), &mut self.queue, batch, current_is_true, |pages| {
+                    with_marks(marks, pages)
+                });
             if !batch.is_empty() && self.regions[region].readable() {
                 return Some((region, batch));
             }
@@ -98,15 +89,6 @@ impl Tracker {
     /// Enough to keep every hashing thread busy, few enough to be done in some milliseconds.
     fn batch_pages(&self) -> u32 {
         PIECE * 2 * u32::try_from(self.shared.pool.threads()).unwrap_or(u32::MAX).clamp(1, 32)
-    }
-
-    /// What was written meanwhile has been queued by the scan. What was only marked, or could not be armed, has its turn after
-    /// the next look at the marks.
-    fn queue_unsettled(&mut self, unsettled: RoaringBitmap) {
-        if !unsettled.is_empty() {
-            let unqueued = unsettled - self.queue.all();
-            self.queue.postpone(&unqueued);
-        }
     }
 
     /// Settles `pages`, which lie in one region, and waits for it. Returns those whose bytes cannot be vouched for (written or marked
@@ -121,25 +103,23 @@ impl Tracker {
 
     /// The first half: arms the pages and lets the pool read them. `None` if they cannot be read now.
     fn begin(&mut self, region: usize, pages: RoaringBitmap) -> Result<Option<Reading>, Lost> {
+        let batch = Batch::new(region, self.regions[region].epoch, pages);
         if self.regions[region].armed() {
-            // Arming wipes out what the page table knows of earlier writes: from here on only a publication makes a page current.
-            self.stale(&pages);
+            let newly = batch.make_stale(&mut self.vm.map_mut());
+            self.vm.counters.pages_gone_stale.add(newly);
         }
-        match self.try_begin(region, pages) {
+        match self.try_begin(batch) {
             Ok(reading) => Ok(reading),
-            Err((trouble, pages)) => {
+            Err((trouble, batch)) => {
                 self.trouble(region, trouble)?;
-                self.queue_unsettled(pages);
+                protocol::unsettled(&mut self.queue, batch.into_pages());
                 Ok(None)
             }
         }
     }
 
-    fn try_begin(
-        &self,
-        region: usize,
-        pages: RoaringBitmap,
-    ) -> Result<Option<Reading>, (Trouble, RoaringBitmap)> {
+    fn try_begin(&self, batch: Batch<Fresh>) -> Result<Option<Reading>, (Trouble, Batch<Fresh>)> {
+        let region = batch.region();
         let watched = &self.regions[region];
         let Some(memory) = watched.memory.clone().filter(|_| watched.readable()) else {
             return Ok(None);
@@ -149,14 +129,14 @@ impl Tracker {
         // reports as written; and it must not be touched, or indexing would make the guest grow.
         let mut data = Vec::new();
         let mut found = Vec::new();
-        let outcome = runs(&pages).try_for_each(|run| {
+        let outcome = runs(batch.pages()).try_for_each(|run| {
             found.clear();
             memory.data(&self.pagemap, watched.relative(&run), &mut found)?;
             data.extend(found.iter().map(|run| watched.first_page + run.start..watched.first_page + run.end));
             Ok::<_, MemoryError>(())
         });
         if let Err(error) = outcome {
-            return Err((error.into(), pages));
+            return Err((error.into(), batch));
         }
 
         // 1. Arm.
@@ -166,7 +146,7 @@ impl Tracker {
                 if let Err(error) = self.arm(region, run) {
                     tracing::debug!(vm = %self.vm.id(), ?run, %error, "could not arm");
                     if !self.userfault_works(region) {
-                        return Err((Trouble::NotWatched, pages));
+                        return Err((Trouble::NotWatched, batch));
                     }
                     refused.insert_range(run.clone());
                 }
@@ -176,99 +156,45 @@ impl Tracker {
         // 2. Read and hash.
         let relative: Vec<_> = data.iter().map(|run| watched.relative(run)).collect();
         let digests = self.shared.pool.start(move || digest_parallel(&memory, &relative));
-        Ok(Some(Reading { region, epoch: watched.epoch, pages, data, refused, digests }))
+        Ok(Some(Reading { batch: batch.armed(data, refused), digests }))
     }
 
     /// The second half: waits for the digests, checks and publishes. Returns the pages that could not be settled.
     fn finish(&mut self, reading: Reading) -> Result<RoaringBitmap, Lost> {
-        let Reading { region, epoch, pages, data, refused, digests } = reading;
-        let digests = digests.wait();
-        if self.regions[region].epoch != epoch {
-            // Something else is mapped there since the pages were armed, or nothing: what was read is of no use, and a scan of what is
-            // there now says nothing of it.
-            return Ok(pages);
-        }
-        match digests
-            .map_err(Trouble::from)
-            .and_then(|digests| self.try_finish(region, &pages, &data, refused, &digests))
-        {
-            Ok(unsettled) => Ok(unsettled),
-            Err(trouble) => {
-                self.trouble(region, trouble)?;
-                Ok(pages)
+        let Reading { batch, digests } = reading;
+        let region = batch.region();
+        let batch = match batch.hashed(self.regions[region].epoch, digests.wait()) {
+            Ok(batch) => batch,
+            Err((pages, None)) => return Ok(pages),
+            Err((pages, Some(error))) => {
+                self.trouble(region, error.into())?;
+                return Ok(pages);
             }
-        }
-    }
-
-    fn try_finish(
-        &mut self,
-        region: usize,
-        pages: &RoaringBitmap,
-        data: &[PageRange],
-        refused: RoaringBitmap,
-        digests: &[Option<Fingerprint>],
-    ) -> Result<RoaringBitmap, Trouble> {
-        self.vm.counters.pages_read.add(digests.len() as u64);
+        };
+        let pages = batch.pages().clone();
+        self.vm.counters.pages_read.add(batch.read());
 
         // 3. Check.
-        let mut doubtful = refused;
         let mut written = RoaringBitmap::new();
-        if self.regions[region].armed() {
-            self.scan_written(region, pages, &mut written)?;
-            written &= pages;
-            doubtful |= &written;
+        if self.regions[region].armed()
+            && let Err(error) = self.scan_written(region, &pages, &mut written)
+        {
+            self.trouble(region, error.into())?;
+            return Ok(pages);
         }
-        doubtful |= self.with_marks(pages);
+        let batch = batch.checked(written, |pages| with_marks(self.marks.as_ref(), pages));
 
         // 4. Publish.
-        let published = pages - &doubtful;
-        self.publish(pages, &doubtful, data, digests);
-        for run in runs(&published) {
-            self.queue.published(run);
-        }
-        self.queue.written(&written);
+        let mut changes = std::mem::take(&mut self.changes);
+        changes.clear();
+        let doubtful = batch.publish(&mut self.vm.map_mut(), &mut self.queue, &mut changes);
+        self.follow(&changes);
+        self.changes = changes;
         if !self.unseen.is_empty() {
             self.unseen -= pages;
             self.note_progress();
         }
         Ok(doubtful)
-    }
-
-    /// Those of `pages` that eBPF has marked since the marks were last taken.
-    fn with_marks(&self, pages: &RoaringBitmap) -> RoaringBitmap {
-        let Some(marks) = &self.marks else { return RoaringBitmap::new() };
-        let runs = runs(pages).filter(|run| marks.any(run.clone()));
-        runs.flatten().filter(|page| marks.any(*page..page + 1)).collect()
-    }
-
-    fn publish(
-        &mut self,
-        pages: &RoaringBitmap,
-        doubtful: &RoaringBitmap,
-        data: &[PageRange],
-        digests: &[Option<Fingerprint>],
-    ) {
-        let mut data = data.iter().cloned().flatten().zip(digests).peekable();
-        let mut changes = std::mem::take(&mut self.changes);
-        changes.clear();
-        let mut map = self.vm.map_mut();
-        let generation = map.next_generation();
-        let mut contents = Vec::new();
-        for run in runs(pages) {
-            contents.clear();
-            contents.extend(run.clone().map(|page| {
-                let content = match data.next_if(|(at, _)| *at == page) {
-                    None => Content::Absent,
-                    Some((_, None)) => Content::Zero,
-                    Some((_, Some(fingerprint))) => Content::Fingerprint(*fingerprint),
-                };
-                (!doubtful.contains(page)).then_some(content)
-            }));
-            map.publish(generation, run.start, &contents, &mut changes);
-        }
-        drop(map);
-        self.follow(&changes);
-        self.changes = changes;
     }
 
     /// Keeps the reverse index in step with the map.
@@ -311,4 +237,11 @@ impl Tracker {
         }
         Ok(())
     }
+}
+
+/// Those of `pages` that eBPF has marked since the marks were last taken.
+fn with_marks(marks: Option<&Marks>, pages: &RoaringBitmap) -> RoaringBitmap {
+    let Some(marks) = marks else { return RoaringBitmap::new() };
+    let runs = runs(pages).filter(|run| marks.any(run.clone()));
+    runs.flatten().filter(|page| marks.any(*page..page + 1)).collect()
 }

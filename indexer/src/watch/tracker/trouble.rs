@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Lost, Tracker, region::Watch};
 use crate::{
     memory::{MemoryError, RegionMemory},
-    watch::pagemap::ScanError,
+    watch::{pagemap::ScanError, protocol},
 };
 
 /// Why a batch could not be settled.
@@ -62,7 +62,9 @@ impl Tracker {
     pub(super) fn region_not_watched(&mut self, region: usize) -> Result<(), Lost> {
         let range = self.regions[region].range();
         self.vm.counters.regions_remapped.add(1);
-        self.stale_run(&range);
+        let epoch = &mut self.regions[region].epoch;
+        let newly = protocol::mapped_anew(&mut self.vm.map_mut(), epoch, &range);
+        self.vm.counters.pages_gone_stale.add(newly);
         let watched = &self.regions[region];
         let renewed = RegionMemory::open(self.process, &watched.region)
             .map(Arc::new)
@@ -76,7 +78,6 @@ impl Tracker {
                 Ok(memory)
             });
         let watched = &mut self.regions[region];
-        watched.epoch += 1;
         match renewed {
             Ok(memory) => {
                 let name = &watched.region.name;
