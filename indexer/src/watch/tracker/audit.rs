@@ -72,6 +72,7 @@ impl Tracker {
         self.queue.ready(&(&doubtful - &written));
         self.queue_forgotten();
         self.vm.counters.audits.add(1);
+        self.looks.audited_all(began);
         self.audit_cost = began.elapsed();
         Ok(())
     }
@@ -178,11 +179,13 @@ impl Tracker {
             self.queue.written(&fresh);
         }
         if recheck {
+            self.looks.rechecked(began);
             self.recheck_cost = began.elapsed();
             self.last_recheck = Instant::now();
         }
         if full {
             self.full_scan_wanted = false;
+            self.looks.scanned_all(began);
             self.full_scan_cost = began.elapsed();
             self.last_full_scan = Instant::now();
         }

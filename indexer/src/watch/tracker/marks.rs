@@ -18,7 +18,9 @@ impl Tracker {
             return;
         };
         let (mut written, mut discarded) = (Vec::new(), Vec::new());
+        let began = Instant::now();
         let taken = marks.take(&mut written, &mut discarded);
+        self.looks.took_marks(began, !written.is_empty(), taken.overflowed);
         // Marks of a layout that has just been replaced may name pages that are no more.
         let pages = self.vm.map().pages();
         for run in written.iter_mut().chain(&mut discarded) {

@@ -223,9 +223,11 @@ impl Tracker {
         // 4. Publish.
         let published = pages - &doubtful;
         self.publish(pages, &doubtful, data, digests);
+        self.looks.have_read(pages);
         for run in runs(&published) {
             self.queue.published(run);
         }
+        self.history.published(published);
         self.queue.written(&written);
         if !self.unseen.is_empty() {
             self.unseen -= pages;
