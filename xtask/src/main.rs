@@ -9,6 +9,7 @@ mod build_ebpf;
 mod demo;
 mod dist;
 mod setup;
+mod soak;
 mod test;
 mod workspace;
 
@@ -40,6 +41,7 @@ enum Task {
     Demo(demo::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Soak(soak::Arguments),
     Dist(dist::Arguments),
 }
 
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::main(&arguments),
         Task::Test(arguments) => test::main(&arguments),
         Task::Bench(arguments) => bench::main(&arguments),
+        Task::Soak(arguments) => soak::main(&arguments),
         Task::Dist(arguments) => dist::main(&arguments),
     };
     match outcome {

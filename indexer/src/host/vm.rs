@@ -82,17 +82,25 @@ fn milliseconds(since: Instant) -> u64 {
     since.elapsed().as_millis() as u64
 }
 
-/// Coverage before the tracker has looked at anything.
-fn beginning(layout: &Layout) -> Vec<RegionCoverage> {
-    let region = |region: &LayoutRegion| RegionCoverage {
-        region: region.name.clone(),
-        first_page: u64::from(region.first_page),
-        pages: u64::from(region.pages),
-        offset: region.offset,
-        status: CoverageStatus::Advisory,
-        reason: Some("tracking is just beginning".to_owned()),
-    };
-    layout.regions().iter().map(region).collect()
+impl Status {
+    /// Before the tracker has looked at anything.
+    fn beginning(layout: &Layout) -> Self {
+        let why = "tracking is just beginning";
+        let region = |region: &LayoutRegion| RegionCoverage {
+            region: region.name.clone(),
+            first_page: u64::from(region.first_page),
+            pages: u64::from(region.pages),
+            offset: region.offset,
+            status: CoverageStatus::Advisory,
+            reason: Some(why.to_owned()),
+        };
+        Self {
+            tracking: Tracking::Advisory,
+            reasons: vec![why.to_owned()],
+            witnesses: Vec::new(),
+            coverage: layout.regions().iter().map(region).collect(),
+        }
+    }
 }
 
 /// Memory of the regions by their page numbers.
@@ -137,12 +145,7 @@ impl Vm {
             name: descriptor.name.clone(),
             process: descriptor.process,
             map_id,
-            status: RwLock::new(Status {
-                tracking: Tracking::Advisory,
-                reasons: vec!["tracking is just beginning".to_owned()],
-                witnesses: Vec::new(),
-                coverage: beginning(&layout),
-            }),
+            status: RwLock::new(Status::beginning(&layout)),
             map: RwLock::new(PageMap::new(layout)),
             memory: RwLock::default(),
             progress: Mutex::new(IndexProgress { total: descriptor.pages(), ..IndexProgress::default() }),
@@ -209,11 +212,15 @@ impl Vm {
     #[must_use]
     pub fn info(&self) -> VmInfo {
         let descriptor = self.descriptor();
-        let status = self.status.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let (generation, pages) = {
+        let mut status = self.status.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (generation, pages, layout) = {
             let map = self.map();
-            (map.generation().0, map.counts())
+            (map.generation().0, map.counts(), Arc::clone(map.layout()))
         };
+        if status.coverage.iter().map(|region| region.pages).sum::<u64>() != pages.total {
+            // The pages have just been numbered anew, and the tracker is about to say how they are watched.
+            status = Status::beginning(&layout);
+        }
         let freshness = self.freshness();
         VmInfo {
             id: self.id.clone(),
