@@ -199,7 +199,7 @@ impl Source {
     pub fn read_run(&self, offset: u64, bytes: &mut [u8]) {
         match self {
             Self::File { file, base } => {
-                file.read_exact_at(bytes, base + offset).expect("the RAM file can be read")
+                file.read_exact_at(bytes, base + offset).expect("the RAM file can be read");
             }
             Self::Memory { memory, start, .. } => {
                 memory.read_exact_at(bytes, start + offset).expect("the VMM's memory can be read");
