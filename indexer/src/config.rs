@@ -28,6 +28,8 @@ pub struct Config {
     pub hash_threads: usize,
     /// Time between two looks at the write marks.
     pub tick: Duration,
+    /// Share of a core for reading known pages again, in percent; 0: none.
+    pub audit_percent: f64,
     /// Filter for the log, as in `RUST_LOG`.
     pub log: Option<String>,
     /// Certificates.
@@ -74,6 +76,7 @@ struct File {
     exclude: Vec<String>,
     hash_threads: Option<usize>,
     tick_ms: Option<u64>,
+    audit_percent: Option<f64>,
     log: Option<String>,
     #[serde(default)]
     tls: TlsFiles,
@@ -96,6 +99,8 @@ pub struct Overrides {
     pub hash_threads: Option<usize>,
     /// Replaces the file's figure.
     pub tick_ms: Option<u64>,
+    /// Replaces the file's figure.
+    pub audit_percent: Option<f64>,
     /// Replaces the file's filter.
     pub log: Option<String>,
 }
@@ -133,6 +138,8 @@ pub enum ConfigError {
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Time between two looks at the write marks, in milliseconds, if nothing else is said.
 const DEFAULT_TICK_MS: u64 = 50;
+/// Share of a core for reading known pages again, in percent, if nothing else is said.
+const DEFAULT_AUDIT_PERCENT: f64 = 0.5;
 /// Outgoing migrations at once if nothing else is said.
 const DEFAULT_AT_ONCE: usize = 2;
 /// MiB of content kept of VMs that moved away if nothing else is said.
@@ -160,6 +167,11 @@ impl Config {
         if !(5..=10_000).contains(&tick) {
             return Err(value("tick_ms", format!("{tick} is not between 5 and 10000 milliseconds")));
         }
+        let audit_percent = over.audit_percent.or(file.audit_percent).unwrap_or(DEFAULT_AUDIT_PERCENT);
+        if !(0.0..=100.0).contains(&audit_percent) {
+            let why = format!("{audit_percent} is not between 0 (off) and 100 percent of a core");
+            return Err(value("audit_percent", why));
+        }
         let hash_threads = over.hash_threads.or(file.hash_threads).unwrap_or_else(half_the_cores);
         if !(1..=1024).contains(&hash_threads) {
             return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
@@ -179,6 +191,7 @@ impl Config {
             exclude,
             hash_threads,
             tick: Duration::from_millis(tick),
+            audit_percent,
             log: over.log.or(file.log),
             tls: file.tls,
             migrations_at_once,
@@ -349,6 +362,7 @@ mod tests {
             exclude = ["web-test"]
             hash_threads = 3
             tick_ms = 20
+            audit_percent = 2
             log = "debug"
             [peer]
             host2 = "tls://host2.example:7373"
@@ -362,6 +376,7 @@ mod tests {
         assert_eq!(config.listen.len(), 2);
         assert_eq!(config.peers["host2"].to_string(), "tls://host2.example:7373");
         assert_eq!((config.hash_threads, config.tick), (3, Duration::from_millis(20)));
+        assert!((config.audit_percent - 2.0).abs() < 1e-9);
         assert!(config.wants_token());
     }
 
@@ -393,6 +408,8 @@ mod tests {
             ("hash_threads = 'many'", "hash_threads"),
             ("hash_threads = 0", "hash_threads: 0 is not between"),
             ("tick_ms = 1", "tick_ms: 1 is not between"),
+            ("audit_percent = 101", "audit_percent: 101 is not between"),
+            ("audit_percent = nan", "audit_percent: NaN"),
             ("listen = ['tcp://10.0.0.1:1']", "tls://"),
             ("listen = ['tcp://0.0.0.0:1']", "tls://"),
             ("listen = ['tls://10.0.0.1:1']", "certificate"),

@@ -106,7 +106,9 @@ figures! {
     Counter mark_overflows = "mark_overflows_total";
     /// Written pages that eBPF had not marked.
     Counter missed_by_ebpf = "missed_by_ebpf_total";
-    /// Pages whose bytes differed from a `current` fingerprint. Must stay 0.
+    /// Marked pages that no scan saw written within the second or two that follow.
+    Counter missed_by_scan = "missed_by_scan_total";
+    /// Pages whose bytes differed from a `current` fingerprint, whoever found it. Must stay 0.
     Counter mismatches = "mismatches_total";
     /// Audits of the whole VM.
     Counter audits = "audits_total";
@@ -114,6 +116,22 @@ figures! {
     Counter regions_remapped = "regions_remapped_total";
     /// Pages that are hot right now.
     Gauge hot_pages = "hot_pages";
+}
+
+figures! {
+    /// What the content audit of one VM has done: known pages read and hashed again within a budget, in a random order.
+    AuditCounters, "memdex_audit_";
+
+    /// Known pages that the background audit read again and compared.
+    Counter checked = "checked_total";
+    /// Of those, how many did not have the content the map showed although no witness saw a write. Must stay 0.
+    Counter mismatch = "mismatch_total";
+    /// Pages it did not judge because they were written or thrown away meanwhile, or could not be read.
+    Counter passed_over = "passed_over_total";
+    /// Times it has come to the end of all pages of the VM.
+    Counter passes = "passes_total";
+    /// Processor time it has taken, in microseconds.
+    Counter cpu_microseconds = "cpu_microseconds_total";
 }
 
 figures! {
@@ -174,6 +192,7 @@ mod tests {
             assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
         };
         VmCounters::descriptions().iter().for_each(|d| check(d.name, d.kind));
+        AuditCounters::descriptions().iter().for_each(|d| check(d.name, d.kind));
         HttpCounters::descriptions().iter().for_each(|d| check(d.name, d.kind));
         MigrationCounters::descriptions().iter().for_each(|d| check(d.name, d.kind));
     }

@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File},
+    ops::Range,
     os::unix::fs::FileExt,
     path::PathBuf,
 };
@@ -147,6 +148,63 @@ impl Source {
             File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         };
         Self::Memory { memory: open("mem"), pagemap: open("pagemap"), start: mapping.start }
+    }
+
+    /// The runs of a range of offsets, which are those of whole pages, behind which there is something; all else reads as zero.
+    ///
+    /// # Panics
+    /// If the kernel does not say.
+    #[must_use]
+    pub fn data(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        match self {
+            Self::File { file, base } => {
+                let end = base + range.end;
+                let mut at = base + range.start;
+                while at < end {
+                    let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+                        Ok(start) if start < end => start / PAGE * PAGE,
+                        Ok(_) | Err(rustix::io::Errno::NXIO) => break,
+                        Err(error) => panic!("SEEK_DATA in a RAM file: {error}"),
+                    };
+                    let hole =
+                        rustix::fs::seek(file, SeekFrom::Hole(start)).expect("a file ends with a hole");
+                    at = hole.next_multiple_of(PAGE).min(end);
+                    runs.push(start - base..at - base);
+                }
+            }
+            Self::Memory { pagemap, start, .. } => {
+                let mut entries = vec![0; ((range.end - range.start) / PAGE * 8) as usize];
+                let first = (start + range.start) / PAGE * 8;
+                pagemap.read_exact_at(&mut entries, first).expect("pagemap can be read");
+                for (index, entry) in entries.as_chunks::<8>().0.iter().enumerate() {
+                    if u64::from_le_bytes(*entry) >> 62 == 0 {
+                        continue;
+                    }
+                    let at = range.start + index as u64 * PAGE;
+                    match runs.last_mut() {
+                        Some(last) if last.end == at => last.end += PAGE,
+                        _ => runs.push(at..at + PAGE),
+                    }
+                }
+            }
+        }
+        runs
+    }
+
+    /// Reads bytes of a run that [`Self::data`] has named.
+    ///
+    /// # Panics
+    /// If they can't be read.
+    pub fn read_run(&self, offset: u64, bytes: &mut [u8]) {
+        match self {
+            Self::File { file, base } => {
+                file.read_exact_at(bytes, base + offset).expect("the RAM file can be read");
+            }
+            Self::Memory { memory, start, .. } => {
+                memory.read_exact_at(bytes, start + offset).expect("the VMM's memory can be read");
+            }
+        }
     }
 
     /// Reads the page at an offset; None if nothing is there (it reads as zero).

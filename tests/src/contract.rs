@@ -29,6 +29,15 @@ pub struct Vm {
     /// Added to the contract by version 0.1.
     #[serde(default)]
     pub missed_by_ebpf: u64,
+    /// Added to the contract by version 0.1.
+    #[serde(default)]
+    pub missed_by_scan: u64,
+    /// Added to the contract by version 0.1.
+    #[serde(default)]
+    pub audit_checked: u64,
+    /// Added to the contract by version 0.1.
+    #[serde(default)]
+    pub staleness_ms: u64,
 }
 
 /// How a region is watched.
@@ -38,6 +47,9 @@ pub struct Coverage {
     pub region: String,
     pub first_page: u64,
     pub pages: u64,
+    /// Added to the contract by version 0.1.
+    #[serde(default)]
+    pub offset: u64,
     pub status: String,
     pub reason: Option<String>,
 }
@@ -86,6 +98,9 @@ pub struct Diff {
     pub pages: DiffCounts,
     pub bytes: DiffCounts,
     pub elapsed_us: u64,
+    /// Added to the contract by version 0.1.
+    #[serde(default)]
+    pub staleness_ms: Option<u64>,
 }
 
 /// Pages or bytes by what would have to be done with them.

@@ -98,8 +98,10 @@ fn compare_pages(vm: &Vm, pages: &[Page], stale_is_fine: bool) -> Report {
 #[must_use]
 pub fn content(vm: &Vm, pages: &[Page]) -> Vec<Option<String>> {
     let all = mappings(vm.pid);
-    let sources: Vec<Source> =
-        vm.coverage.iter().map(|region| Source::of(vm.pid, &find(region, pages, &all))).collect();
+    let source = |region: &Coverage| {
+        Source::of(vm.pid, &mapping_of(region, pages[region.first_page as usize].offset, &all))
+    };
+    let sources: Vec<Source> = vm.coverage.iter().map(source).collect();
     pages.iter().map(|page| truth(page, &sources[page.region as usize])).collect()
 }
 
@@ -140,9 +142,12 @@ fn check_shape(vm: &Vm, pages: &[Page]) {
     }
 }
 
-/// The mapping a region stands for: its file by name, anonymous memory by size.
-fn find(region: &Coverage, pages: &[Page], mappings: &[Mapping]) -> Mapping {
-    let first = pages[region.first_page as usize].offset;
+/// The mapping a region stands for: its file by name, anonymous memory by size. `first` is the offset of its first page.
+///
+/// # Panics
+/// If there is none, or several could be it.
+#[must_use]
+pub fn mapping_of(region: &Coverage, first: u64, mappings: &[Mapping]) -> Mapping {
     let end = first + region.pages * PAGE;
     let name = region.region.trim_end_matches(" (deleted)").trim_start_matches('/');
     let of_file = |mapping: &&Mapping| {

@@ -16,6 +16,15 @@ pub struct Diff {
     pub generation: u64,
     /// Whether the VM's `current` pages can be relied on.
     pub tracking: Tracking,
+    /// Milliseconds for which a write can have gone unnoticed at most when the map was taken; see `VmInfo`.
+    #[serde(default)]
+    pub staleness_ms: u64,
+    /// Milliseconds since the oldest write mark that no scan had answered yet was seen, at most; 0 if there was none.
+    #[serde(default)]
+    pub oldest_mark_ms: u64,
+    /// Pages of the VM whose content was found to differ from a `current` fingerprint, since tracking began. Must stay 0.
+    #[serde(default)]
+    pub mismatches: u64,
     /// Pages by what would have to be done with them.
     pub pages: DiffCounts,
     /// The same in bytes of guest memory.

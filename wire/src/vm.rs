@@ -38,15 +38,29 @@ pub struct VmInfo {
     pub pages: PageCounts,
     /// Share of the first pass over the memory that is done: 1 when every page has been looked at once.
     pub indexed: IndexProgress,
-    /// Milliseconds since the oldest write mark that no scan has answered yet was seen; 0 if there is none.
+    /// Milliseconds for which a write can have gone unnoticed at most: since the witnesses that this VM's map rests on were last
+    /// asked. Where memory is only read again now and then, that is since the last complete reading began.
+    #[serde(default)]
+    pub staleness_ms: u64,
+    /// Milliseconds since the oldest write mark that no scan has answered yet was seen, at most; 0 if there is none.
     #[serde(default)]
     pub oldest_mark_ms: u64,
+    /// Milliseconds since the page table was last held against the whole map: a write that eBPF did not mark is found then.
+    #[serde(default)]
+    pub audit_age_ms: u64,
     /// Writes that the page tables showed and eBPF had not marked, since tracking began.
     #[serde(default)]
     pub missed_by_ebpf: u64,
+    /// The other way round: pages that eBPF marked and no scan of the page tables saw written, since tracking began. Some faults end
+    /// without a write.
+    #[serde(default)]
+    pub missed_by_scan: u64,
     /// Pages whose content was found to differ from a `current` fingerprint, since tracking began. Must stay 0.
     #[serde(default)]
     pub mismatches: u64,
+    /// Known pages that the background audit has read again and compared, since tracking began.
+    #[serde(default)]
+    pub audit_checked: u64,
 }
 
 /// How far the first pass over a VM's memory has come.

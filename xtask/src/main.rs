@@ -9,6 +9,7 @@ mod build_ebpf;
 mod demo;
 mod dist;
 mod setup;
+mod soak;
 mod test;
 mod vm_test;
 mod workspace;
@@ -43,6 +44,7 @@ enum Task {
     Test(test::Arguments),
     VmTest(vm_test::Arguments),
     Bench(bench::Arguments),
+    Soak(soak::Arguments),
     Dist(dist::Arguments),
 }
 
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::main(&arguments),
         Task::VmTest(arguments) => vm_test::main(&arguments),
         Task::Bench(arguments) => bench::main(&arguments),
+        Task::Soak(arguments) => soak::main(&arguments),
         Task::Dist(arguments) => dist::main(&arguments),
     };
     match outcome {

@@ -51,6 +51,9 @@ pub(super) async fn get(
     let start = Instant::now();
     let peer = state.peers.client(&wanted.to)?;
     let _place = state.gates.diffs.enter().await?;
+    // Before the snapshot: the bound holds for what the snapshot shows.
+    let freshness = vm.freshness();
+    let (staleness_ms, oldest_mark_ms) = (freshness.staleness_ms(), freshness.oldest_mark_ms());
     let snapshot = vm.snapshot();
     let pages = tokio::select! {
         pages = compare(&peer, &snapshot) => pages?,
@@ -61,6 +64,9 @@ pub(super) async fn get(
         to: peer.host().to_string(),
         generation: snapshot.generation().0,
         tracking: vm.tracking(),
+        staleness_ms,
+        oldest_mark_ms,
+        mismatches: vm.counters.mismatches.get(),
         pages,
         bytes: pages.in_bytes(),
         elapsed_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),

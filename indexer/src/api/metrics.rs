@@ -18,7 +18,7 @@ use memdex_wire::{
 
 use super::{ApiState, negotiate::choose, problem::ApiError};
 use crate::{
-    metrics::{Description, HttpCounters, Kind, MigrationCounters, VmCounters},
+    metrics::{AuditCounters, Description, HttpCounters, Kind, MigrationCounters, VmCounters},
     units,
 };
 
@@ -57,8 +57,8 @@ type Value = fn(&VmInfo) -> f64;
 
 fn vms(out: &mut Text, state: &ApiState) {
     let all = state.host.vms();
-    let vms: Vec<_> = all.iter().map(|vm| (vm.info(), &vm.counters)).collect();
-    let families: [(&str, &str, Value); 5] = [
+    let vms: Vec<_> = all.iter().map(|vm| (vm.info(), vm)).collect();
+    let families: [(&str, &str, Value); 7] = [
         ("memdex_vm_memory_bytes", "Bytes of guest RAM.", |vm| vm.memory_bytes as f64),
         ("memdex_vm_generation", "Generation of the VM's map.", |vm| vm.generation as f64),
         ("memdex_vm_exact", "1 if tracking is exact, 0 if it is advisory.", |vm| {
@@ -68,6 +68,16 @@ fn vms(out: &mut Text, state: &ApiState) {
             "memdex_vm_oldest_mark_seconds",
             "Age of the oldest write mark that no scan has answered yet.",
             |vm| vm.oldest_mark_ms as f64 / 1e3,
+        ),
+        (
+            "memdex_vm_staleness_seconds",
+            "How long a write to the VM's memory can have gone unnoticed at most.",
+            |vm| vm.staleness_ms as f64 / 1e3,
+        ),
+        (
+            "memdex_vm_audit_age_seconds",
+            "Time since the page table was last held against the whole map, which finds writes without a mark.",
+            |vm| vm.audit_age_ms as f64 / 1e3,
         ),
         ("memdex_vm_indexed_pages", "Pages looked at in the first pass.", |vm| vm.indexed.done as f64),
     ];
@@ -93,11 +103,14 @@ fn vms(out: &mut Text, state: &ApiState) {
             );
         }
     }
-    let labelled: Vec<_> = vms
-        .iter()
-        .map(|(vm, counters)| (vec![("vm", vm.id.as_str()), ("name", vm.name.as_str())], *counters))
-        .collect();
-    set(out, VmCounters::descriptions(), &labelled);
+    let counters: Vec<_> = vms.iter().map(|(info, vm)| (labels(info), &vm.counters)).collect();
+    set(out, VmCounters::descriptions(), &counters);
+    let audits: Vec<_> = vms.iter().map(|(info, vm)| (labels(info), &vm.audit)).collect();
+    set(out, AuditCounters::descriptions(), &audits);
+}
+
+fn labels(vm: &VmInfo) -> Vec<(&str, &str)> {
+    vec![("vm", vm.id.as_str()), ("name", vm.name.as_str())]
 }
 
 fn host(out: &mut Text, state: &ApiState) {

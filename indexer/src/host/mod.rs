@@ -34,7 +34,7 @@ use crate::{
 pub(crate) use content::ContentSource;
 pub use kept::KeptFigures;
 use registry::Registry;
-pub(crate) use vm::Status;
+pub(crate) use vm::{Freshness, Status};
 pub use vm::{JobError, Vm};
 
 /// Events kept for readers that are behind; a slower reader is told how many it missed.

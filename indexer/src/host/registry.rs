@@ -41,6 +41,11 @@ impl Registry {
         self.vms.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.vms.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     pub(super) fn gone(&self) -> u64 {
         self.gone.load(Relaxed)
     }

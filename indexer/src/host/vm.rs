@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use crate::{
     map::{Layout, LayoutRegion, MapId, MapSnapshot, PageMap},
     memory::RegionMemory,
-    metrics::VmCounters,
+    metrics::{AuditCounters, VmCounters},
     units::{Generation, PageRange, bytes},
     vm::descriptor::{ProcessId, VmDescriptor},
     watch::tracker::Command,
@@ -55,17 +55,52 @@ pub(crate) struct Status {
     pub(crate) coverage: Vec<RegionCoverage>,
 }
 
-/// Coverage before the tracker has looked at anything.
-fn beginning(layout: &Layout) -> Vec<RegionCoverage> {
-    let region = |region: &LayoutRegion| RegionCoverage {
-        region: region.name.clone(),
-        first_page: u64::from(region.first_page),
-        pages: u64::from(region.pages),
-        offset: region.offset,
-        status: CoverageStatus::Advisory,
-        reason: Some("tracking is just beginning".to_owned()),
-    };
-    layout.regions().iter().map(region).collect()
+/// When the witnesses were last asked; see [`crate::watch::tracker`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Freshness {
+    /// What was written before this has been noticed.
+    pub(crate) as_of: Instant,
+    /// The oldest mark whose write no scan has seen yet is at most this old.
+    pub(crate) oldest_mark: Option<Instant>,
+    /// When the last audit began.
+    pub(crate) audited: Instant,
+}
+
+impl Freshness {
+    /// How long a write can have gone unnoticed, in milliseconds.
+    pub(crate) fn staleness_ms(&self) -> u64 {
+        milliseconds(self.as_of)
+    }
+
+    /// Age of the oldest unanswered mark in milliseconds, 0 if there is none.
+    pub(crate) fn oldest_mark_ms(&self) -> u64 {
+        self.oldest_mark.map_or(0, milliseconds)
+    }
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    since.elapsed().as_millis() as u64
+}
+
+impl Status {
+    /// Before the tracker has looked at anything.
+    fn beginning(layout: &Layout) -> Self {
+        let why = "tracking is just beginning";
+        let region = |region: &LayoutRegion| RegionCoverage {
+            region: region.name.clone(),
+            first_page: u64::from(region.first_page),
+            pages: u64::from(region.pages),
+            offset: region.offset,
+            status: CoverageStatus::Advisory,
+            reason: Some(why.to_owned()),
+        };
+        Self {
+            tracking: Tracking::Advisory,
+            reasons: vec![why.to_owned()],
+            witnesses: Vec::new(),
+            coverage: layout.regions().iter().map(region).collect(),
+        }
+    }
 }
 
 /// Memory of the regions by their page numbers.
@@ -84,10 +119,12 @@ pub struct Vm {
     status: RwLock<Status>,
     memory: RwLock<Memory>,
     progress: Mutex<IndexProgress>,
-    unanswered_since: Mutex<Option<Instant>>,
+    freshness: Mutex<Freshness>,
     commands: mpsc::SyncSender<Command>,
     /// Figures for `/metrics`.
     pub counters: VmCounters,
+    /// Figures of the content audit.
+    pub audit: AuditCounters,
     stop: OnceLock<&'static str>,
     /// Its memory is being filled by a migration.
     receiving: AtomicBool,
@@ -102,24 +139,21 @@ impl Vm {
         commands: mpsc::SyncSender<Command>,
     ) -> Self {
         let layout = Arc::new(Layout::of(&descriptor.regions));
+        let now = Instant::now();
         Self {
             id: descriptor.id(),
             name: descriptor.name.clone(),
             process: descriptor.process,
             map_id,
-            status: RwLock::new(Status {
-                tracking: Tracking::Advisory,
-                reasons: vec!["tracking is just beginning".to_owned()],
-                witnesses: Vec::new(),
-                coverage: beginning(&layout),
-            }),
+            status: RwLock::new(Status::beginning(&layout)),
             map: RwLock::new(PageMap::new(layout)),
             memory: RwLock::default(),
             progress: Mutex::new(IndexProgress { total: descriptor.pages(), ..IndexProgress::default() }),
             descriptor: RwLock::new(descriptor),
-            unanswered_since: Mutex::new(None),
+            freshness: Mutex::new(Freshness { as_of: now, oldest_mark: None, audited: now }),
             commands,
             counters: VmCounters::default(),
+            audit: AuditCounters::default(),
             stop: OnceLock::new(),
             receiving: AtomicBool::new(false),
             moved_away: AtomicBool::new(false),
@@ -178,12 +212,16 @@ impl Vm {
     #[must_use]
     pub fn info(&self) -> VmInfo {
         let descriptor = self.descriptor();
-        let status = self.status.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let (generation, pages) = {
+        let mut status = self.status.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (generation, pages, layout) = {
             let map = self.map();
-            (map.generation().0, map.counts())
+            (map.generation().0, map.counts(), Arc::clone(map.layout()))
         };
-        let oldest_mark = *self.unanswered_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if status.coverage.iter().map(|region| region.pages).sum::<u64>() != pages.total {
+            // The pages have just been numbered anew, and the tracker is about to say how they are watched.
+            status = Status::beginning(&layout);
+        }
+        let freshness = self.freshness();
         VmInfo {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -200,9 +238,13 @@ impl Vm {
             coverage: status.coverage,
             pages,
             indexed: *self.progress.lock().unwrap_or_else(PoisonError::into_inner),
-            oldest_mark_ms: oldest_mark.map_or(0, |since| since.elapsed().as_millis() as u64),
+            staleness_ms: freshness.staleness_ms(),
+            oldest_mark_ms: freshness.oldest_mark_ms(),
+            audit_age_ms: milliseconds(freshness.audited),
             missed_by_ebpf: self.counters.missed_by_ebpf.get(),
+            missed_by_scan: self.counters.missed_by_scan.get(),
             mismatches: self.counters.mismatches.get(),
+            audit_checked: self.audit.checked.get(),
         }
     }
 
@@ -336,9 +378,12 @@ impl Vm {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = progress;
     }
 
-    /// Notes whether a mark waits for a scan to see its write.
-    pub(crate) fn note_unanswered(&self, any: bool) {
-        let mut since = self.unanswered_since.lock().unwrap_or_else(PoisonError::into_inner);
-        *since = if any { since.or_else(|| Some(Instant::now())) } else { None };
+    pub(crate) fn set_freshness(&self, freshness: Freshness) {
+        *self.freshness.lock().unwrap_or_else(PoisonError::into_inner) = freshness;
+    }
+
+    /// When the witnesses were last asked. To be taken before the map that it is to be shown with.
+    pub(crate) fn freshness(&self) -> Freshness {
+        *self.freshness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

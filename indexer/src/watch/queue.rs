@@ -60,16 +60,18 @@ impl Queue {
         self.ready |= due;
     }
 
-    /// About a second has passed: what was awaited all through the last rotation is ready, heat cools down.
-    pub(super) fn rotate(&mut self) {
+    /// About a second has passed: what was awaited all through the last rotation is ready, heat cools down. Returns what was awaited in
+    /// vain: it was marked, and no scan saw it written.
+    pub(super) fn rotate(&mut self) -> RoaringBitmap {
         let old = std::mem::take(&mut self.awaited[1]);
         self.awaited[1] = std::mem::take(&mut self.awaited[0]);
-        self.ready |= old;
+        self.ready |= &old;
         self.recent[1] = std::mem::take(&mut self.recent[0]);
         if self.heat.len() > 4096 {
             let delayed = self.wheel.iter().fold(RoaringBitmap::new(), |all, slot| all | slot);
             self.heat.retain(|page, _| self.recent[1].contains(*page) || delayed.contains(*page));
         }
+        old
     }
 
     /// eBPF says that these are about to be written.
@@ -99,6 +101,11 @@ impl Queue {
     /// Pages whose write no scan has seen yet.
     pub(super) fn awaited(&self) -> RoaringBitmap {
         &self.awaited[0] | &self.awaited[1]
+    }
+
+    /// Whether there are such pages: marked in this rotation, in the one before.
+    pub(super) fn awaits_writes(&self) -> [bool; 2] {
+        self.awaited.each_ref().map(|marked| !marked.is_empty())
     }
 
     /// A scan has seen these written: read them now, or later if they are hot.
@@ -277,9 +284,9 @@ mod tests {
     fn a_mark_without_a_write_is_looked_at_in_the_end() {
         let mut queue = Queue::new();
         queue.marked(7..8);
-        queue.rotate();
+        assert!(queue.rotate().is_empty());
         assert!(!queue.has_ready());
-        queue.rotate();
+        assert_eq!(queue.rotate(), set(&[7]));
         assert_eq!(queue.take(10), set(&[7]));
     }
 
@@ -341,7 +348,7 @@ mod tests {
                     1 => { queue.discarding(run.clone()); stale.insert_range(run); }
                     2 => { let pages: RoaringBitmap = run.collect(); queue.written(&pages); stale |= pages; }
                     3 => queue.tick(),
-                    4 => queue.rotate(),
+                    4 => drop(queue.rotate()),
                     6 => { let pages: RoaringBitmap = run.collect(); queue.postpone(&pages); stale |= pages; }
                     _ => {
                         let batch = queue.take(len);

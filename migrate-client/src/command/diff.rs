@@ -67,7 +67,7 @@ fn picture(vm: &str, diff: &Diff) -> String {
     }
     let saved = percent(zero.saturating_add(matched), total);
     format!(
-        "{} to {}: {} new, {} already there, {} zero: {saved} saved\n\n{}\ngeneration {}, asked and answered in {}\n",
+        "{} to {}: {} new, {} already there, {} zero: {saved} saved\n\n{}\ngeneration {}, asked and answered in {}; a write can have gone unnoticed for {} at most\n",
         printable(vm),
         printable(&diff.to),
         count(missing),
@@ -76,5 +76,6 @@ fn picture(vm: &str, diff: &Diff) -> String {
         lines(&table),
         diff.generation,
         duration(Duration::from_micros(diff.elapsed_us)),
+        duration(Duration::from_millis(diff.staleness_ms)),
     )
 }

@@ -161,9 +161,13 @@ fn vm(id: &str, name: &str, pid: u32) -> VmInfo {
         ],
         pages: PageCounts { total: PAGES, absent: counts, zero: counts, current: counts, stale: counts },
         indexed: IndexProgress { done: PAGES, total: PAGES, elapsed_ms: 5 },
+        staleness_ms: 40,
         oldest_mark_ms: 0,
+        audit_age_ms: 2000,
         missed_by_ebpf: 0,
+        missed_by_scan: 0,
         mismatches: 0,
+        audit_checked: 1000,
     }
 }
 
@@ -250,8 +254,20 @@ async fn diff(State(vms): State<Vms>, Path(key): Path<String>, Query(To { to }):
     with(&vms, &key, |vm| {
         let pages = DiffCounts { total: PAGES, zero: 2000, matched: 600, missing: 300, stale: 100 };
         let (tracking, bytes, generation) = (vm.tracking, pages.in_bytes(), vm.generation);
-        axum::Json(Diff { vm: vm.id, to, generation, tracking, pages, bytes, elapsed_us: 1500 })
-            .into_response()
+        let (staleness_ms, oldest_mark_ms, mismatches) = (vm.staleness_ms, vm.oldest_mark_ms, vm.mismatches);
+        axum::Json(Diff {
+            vm: vm.id,
+            to,
+            generation,
+            tracking,
+            staleness_ms,
+            oldest_mark_ms,
+            mismatches,
+            pages,
+            bytes,
+            elapsed_us: 1500,
+        })
+        .into_response()
     })
 }
 

@@ -11,7 +11,7 @@ use super::modules::Module;
 use super::store::{self, Recipe};
 
 const INIT: &str = include_str!("files/tiny_init.sh");
-const MODULES: &[&str] = &["virtio_pci", "virtio_balloon", "virtio_rng"];
+const MODULES: &[&str] = &["virtio_pci", "virtio_balloon", "virtio_rng", "virtio_blk"];
 
 pub(super) fn recipe(kernel: &Kernel) -> Recipe {
     let own = [INIT.to_owned(), kernel.version.clone(), "1".to_owned()];

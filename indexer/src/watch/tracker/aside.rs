@@ -25,6 +25,7 @@ impl Tracker {
         }
         // Whether the VMM has ended, the sweep finds out.
         self.take_marks();
+        self.note_freshness();
     }
 
     /// Answers who asked for it, once nothing of the memory is being read any more.

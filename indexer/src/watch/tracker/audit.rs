@@ -83,6 +83,7 @@ impl Tracker {
         );
         self.vm.counters.pages_gone_stale.add(newly);
         self.vm.counters.audits.add(1);
+        self.looks.audited_all(began);
         self.audit_cost = began.elapsed();
         Ok(())
     }
@@ -166,11 +167,13 @@ impl Tracker {
             }
         }
         if recheck {
+            self.looks.rechecked(began);
             self.recheck_cost = began.elapsed();
             self.last_recheck = Instant::now();
         }
         if full {
             self.full_scan.done();
+            self.looks.scanned_all(began);
             self.full_scan_cost = began.elapsed();
             self.last_full_scan = Instant::now();
         }

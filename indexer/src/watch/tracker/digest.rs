@@ -63,7 +63,11 @@ fn pieces(runs: &[PageRange]) -> Vec<Vec<PageRange>> {
     pieces
 }
 
-fn digest_piece(memory: &RegionMemory, runs: &[PageRange]) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
+/// The same on the calling thread alone, for a few pages.
+pub(super) fn digest_piece(
+    memory: &RegionMemory,
+    runs: &[PageRange],
+) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
     thread_local! {
         static WORKSPACE: std::cell::RefCell<(Hasher, Vec<u8>)> = std::cell::RefCell::new((Hasher::new(), Vec::new()));
     }

@@ -2,11 +2,11 @@
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use memdex_wire::{
-    Fingerprint,
     job::{Mismatch, SyncReport, VerifyReport},
     page::PageState,
 };
@@ -14,7 +14,7 @@ use roaring::RoaringBitmap;
 use tokio::sync::oneshot;
 
 use super::{Lost, Tracker, digest::digest};
-use crate::{host::JobError, map::MapSnapshot, watch::queue::runs};
+use crate::host::JobError;
 
 /// Pages settled for a sync before the marks are looked at again.
 const BATCH: u64 = 2048;
@@ -213,85 +213,17 @@ impl Tracker {
         job: &mut VerifyJob,
     ) -> Result<(), Lost> {
         self.take_marks();
-        let snapshot = self.vm.snapshot();
-        let states = [PageState::Current, PageState::Zero, PageState::Absent];
-        let pages = snapshot.in_state(window.clone(), &states);
-        job.skipped += u64::from(window.end - window.start) - pages.len();
-        let Some(differing) = self.differing(region, &snapshot, &pages)? else {
-            job.skipped += pages.len();
-            return Ok(());
-        };
-        if differing.is_empty() {
-            job.checked += pages.len();
-            return Ok(());
-        }
-        // Different bytes: written since, or a wrong fingerprint? The page table and the marks know.
-        let mut written = RoaringBitmap::new();
-        if self.regions[region].armed() {
-            if self.scan_written(region, &pages, &mut written).is_err() {
-                self.region_not_watched(region)?;
-                job.skipped += pages.len();
-                return Ok(());
-            }
-        } else {
-            written |= &differing;
-        }
-        self.take_marks();
-        let excused: RoaringBitmap =
-            differing.iter().filter(|page| written.contains(*page) || self.vm.is_stale(*page)).collect();
-        let wrong = &differing - &excused;
-        self.stale(&excused);
-        self.queue.written(&(&excused & &written));
-        job.checked += pages.len() - excused.len();
-        job.skipped += excused.len();
-        job.mismatches += wrong.len();
-        for page in &wrong {
-            let state =
-                snapshot.views(page..page + 1).next().map_or(PageState::Stale, |(_, view)| view.state);
+        let known = self.known(window.clone(), &[PageState::Current, PageState::Zero, PageState::Absent]);
+        let shared = Arc::clone(&self.shared);
+        let found = self.check(region, &known, |memory, data| digest(&shared.pool, memory, data))?;
+        job.checked += found.checked;
+        job.skipped += u64::from(window.end - window.start) - found.checked;
+        job.mismatches += found.wrong.len() as u64;
+        for (page, view) in found.wrong {
             if job.examples.len() < EXAMPLES {
-                job.examples.push(Mismatch { page: u64::from(page), state });
+                job.examples.push(Mismatch { page: u64::from(page), state: view.state });
             }
-            self.report_mismatch(region, page, state);
         }
-        self.stale(&wrong);
-        self.queue.ready(&wrong);
         Ok(())
-    }
-
-    /// Which of `pages` no longer read as the map says; `None` if the region cannot be read.
-    fn differing(
-        &self,
-        region: usize,
-        snapshot: &MapSnapshot,
-        pages: &RoaringBitmap,
-    ) -> Result<Option<RoaringBitmap>, Lost> {
-        let watched = &self.regions[region];
-        let Some(memory) = watched.memory.clone().filter(|_| watched.readable()) else { return Ok(None) };
-        let mut data = Vec::new();
-        let mut found = Vec::new();
-        for run in runs(pages) {
-            found.clear();
-            match memory.data(&self.pagemap, watched.relative(&run), &mut found) {
-                Ok(()) => data.append(&mut found),
-                Err(crate::memory::MemoryError::Gone) => return Err(Lost::ended()),
-                Err(_) => return Ok(None),
-            }
-        }
-        let digests = match digest(&self.shared.pool, &memory, &data) {
-            Ok(digests) => digests,
-            Err(crate::memory::MemoryError::Gone) => return Err(Lost::ended()),
-            Err(_) => return Ok(None),
-        };
-        let mut read =
-            data.iter().cloned().flatten().map(|page| page + watched.first_page).zip(digests).peekable();
-        let mut differing = RoaringBitmap::new();
-        for page in pages {
-            let now: Option<Fingerprint> = read.next_if(|(at, _)| *at == page).and_then(|(_, digest)| digest);
-            let (_, view) = snapshot.views(page..page + 1).next().expect("the page is in the snapshot");
-            if now != view.fingerprint {
-                differing.insert(page);
-            }
-        }
-        Ok(Some(differing))
     }
 }

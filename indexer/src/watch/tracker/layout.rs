@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use memdex_wire::event::Event;
 use roaring::RoaringBitmap;
 
-use super::{Tracker, attach_userfault, region::Watched};
+use super::{Tracker, attach_userfault, check::Distrust, region::Watched};
 use crate::{host::JobError, map::Layout, vm::descriptor::VmDescriptor, watch::protocol};
 
 impl Tracker {
@@ -19,7 +19,17 @@ impl Tracker {
             .count();
         let relaid = same < self.regions.len() || same < descriptor.regions.len();
         let slots = self.descriptor.memslots != descriptor.memslots;
-        let cleared = self.doubted() && descriptor.doubts.is_empty();
+        let doubted = !self.descriptor.doubts.is_empty();
+        let cleared = doubted && descriptor.doubts.is_empty();
+        if !doubted && !descriptor.doubts.is_empty() {
+            // It may have begun right after discovery looked last.
+            let now = Instant::now();
+            self.looks.distrusted(now.checked_sub(self.shared.options.sweep * 2).unwrap_or(now));
+            if self.distrust.as_ref().is_some_and(Distrust::is_recent) {
+                tracing::warn!(vm = %self.vm.id(), doubts = descriptor.doubts.join("; "), "this explains the pages that changed unseen");
+                self.distrust = None;
+            }
+        }
         self.descriptor = descriptor;
         if cleared {
             // What was written unseen while there was doubt is not found by any witness afterwards.
@@ -42,9 +52,10 @@ impl Tracker {
         self.update_status();
     }
 
-    /// Whether discovery knows of something that can write the guest's memory unseen: another process that maps it, a device.
+    /// Whether something can write the guest's memory unseen: discovery knows of another process that maps it, or a device; or pages have
+    /// changed and no witness saw the write.
     pub(super) fn doubted(&self) -> bool {
-        !self.descriptor.doubts.is_empty()
+        !self.descriptor.doubts.is_empty() || self.distrust.is_some()
     }
 
     /// Queues every readable page that is queued nowhere. One that is not stale becomes so when its turn has come, so that the
@@ -118,6 +129,8 @@ impl Tracker {
         for unreadable in self.regions.iter().filter(|watched| !watched.readable()) {
             self.unseen.remove_range(unreadable.range());
         }
+        self.looks.renumbered();
+        self.history.forget();
         self.watch_marks();
         protocol::renumbered(&self.vm.map(), &mut self.queue, kept);
         self.full_scan.want();

@@ -21,7 +21,9 @@ impl Tracker {
             return;
         };
         let (mut written, mut discarded) = (Vec::new(), Vec::new());
+        let began = Instant::now();
         let taken = marks.take(&mut written, &mut discarded);
+        self.looks.took_marks(began, !written.is_empty(), taken.overflowed);
         if !written.is_empty() || !discarded.is_empty() {
             let mut map = self.vm.map_mut();
             let noted = protocol::marked(&mut map, &mut self.queue, &mut written, &mut discarded);

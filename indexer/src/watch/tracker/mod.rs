@@ -5,12 +5,15 @@
 
 mod aside;
 mod audit;
+mod check;
+mod content;
 mod digest;
 mod jobs;
 mod layout;
 mod marks;
 mod region;
 mod settle;
+mod staleness;
 mod status;
 mod trouble;
 
@@ -37,8 +40,11 @@ use crate::{
     map::Change,
     vm::descriptor::{ProcessId, VmDescriptor},
 };
+use check::{Distrust, History};
+use content::ContentAudit;
 use jobs::Job;
 use region::Watched;
+use staleness::Looks;
 
 /// Time for a mark to be followed by its write; see [`super::queue`].
 const ROTATION: Duration = Duration::from_secs(1);
@@ -63,6 +69,8 @@ pub struct TrackerOptions {
     pub scan: Duration,
     /// Time from one reading of a region that cannot be watched to the next.
     pub rehash: Duration,
+    /// Share of a core that reading known pages again takes, all VMs together; 0: none are.
+    pub audit_share: f64,
 }
 
 impl Default for TrackerOptions {
@@ -72,6 +80,7 @@ impl Default for TrackerOptions {
             audit: Duration::from_secs(10),
             scan: Duration::from_millis(200),
             rehash: Duration::from_secs(30),
+            audit_share: 0.005,
         }
     }
 }
@@ -127,6 +136,11 @@ pub(crate) struct Tracker {
     regions: Vec<Watched>,
     queue: Queue,
     jobs: VecDeque<Job>,
+    contents: ContentAudit,
+    looks: Looks,
+    history: History,
+    /// Pages have changed unseen: nothing here is believed any more.
+    distrust: Option<Distrust>,
     /// Pages not looked at since they became part of the VM.
     unseen: RoaringBitmap,
     /// Room for the changes of a batch, kept to save allocating.
@@ -186,6 +200,10 @@ impl Tracker {
             regions: Vec::new(),
             queue: Queue::new(),
             jobs: VecDeque::new(),
+            contents: ContentAudit::new(now),
+            looks: Looks::new(now),
+            history: History::default(),
+            distrust: None,
             unseen: RoaringBitmap::new(),
             changes: Vec::new(),
             full_scan: FullScan::default(),
@@ -264,7 +282,7 @@ impl Tracker {
             self.take_marks();
             self.scan(false)?;
         }
-        Ok(())
+        self.audit_contents()
     }
 
     fn tick(&mut self) -> Result<(), Lost> {
@@ -281,9 +299,7 @@ impl Tracker {
         self.scan(rotating)?;
         if rotating {
             self.last_rotation = Instant::now();
-            self.queue.rotate();
-            self.full_scan.rotate();
-            self.vm.counters.hot_pages.set(self.queue.hot());
+            self.rotate();
         }
         if self.last_audit.elapsed() >= self.audit_interval() {
             self.audit()?;
@@ -301,6 +317,7 @@ impl Tracker {
             for watched in self.regions.iter().filter(|watched| watched.readable() && !watched.armed()) {
                 self.queue.ready_run(watched.range());
             }
+            self.begin_reading();
         }
         let lame = self.userfault.is_err() || self.regions.iter().any(|watched| !watched.readable());
         if !lame {
@@ -311,12 +328,25 @@ impl Tracker {
             self.last_try = Instant::now();
             self.try_after = (self.try_after * 2).min(TRY_AT_LEAST);
         }
-        self.vm.note_unanswered(!self.queue.awaited().is_empty());
+        self.note_freshness();
         if !self.unseen.is_empty() || self.pass_took.is_none() {
             self.note_progress();
         }
         self.announce();
         Ok(())
+    }
+
+    /// About a second has passed.
+    fn rotate(&mut self) {
+        let unanswered = self.queue.rotate();
+        self.full_scan.rotate();
+        self.looks.rotated();
+        let armed = self.regions.iter().filter(|watched| watched.armed());
+        let unseen: u64 = armed.map(|watched| unanswered.range_cardinality(watched.range())).sum();
+        self.vm.counters.missed_by_scan.add(unseen);
+        self.vm.counters.hot_pages.set(self.queue.hot());
+        let vms = self.shared.registry.count().max(1);
+        self.contents.set_share(self.options.audit_share / vms as f64);
     }
 
     /// Leaves the VMM without our protection: no write of its guest costs a fault because of us any more.

@@ -190,6 +190,8 @@ impl Tracker {
         let doubtful = batch.publish(&mut self.vm.map_mut(), &mut self.queue, &mut changes);
         self.follow(&changes);
         self.changes = changes;
+        self.looks.have_read(&pages);
+        self.history.published(&pages - &doubtful);
         if !self.unseen.is_empty() {
             self.unseen -= pages;
             self.note_progress();

@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use memdex_wire::{
     event::Event,
-    page::PageState,
     vm::{IndexProgress, Tracking, Witness, WitnessStatus},
 };
 
-use super::{Tracker, region::Watched};
+use super::{Tracker, check::Distrust, region::Watched};
 use crate::host::Status;
 
 impl Tracker {
@@ -23,6 +22,7 @@ impl Tracker {
                 }
             }
         }
+        reasons.extend(self.distrust.iter().map(Distrust::reason));
         if self.aside {
             reasons.push("its memory is being received from another host".to_owned());
         }
@@ -93,15 +93,5 @@ impl Tracker {
             self.last_event = (Instant::now(), generation);
             self.shared.announce(Event::MapChanged { vm: self.vm.id().to_owned(), generation, pages });
         }
-    }
-
-    pub(super) fn report_mismatch(&self, region: usize, page: u32, state: PageState) {
-        let watched = &self.regions[region];
-        self.vm.counters.mismatches.add(1);
-        tracing::error!(
-            vm = %self.vm.id(), region = watched.region.name, page, ?state,
-            "a page differs from what the map says and nobody saw it written; it is stale now"
-        );
-        self.shared.announce(Event::Mismatch { vm: self.vm.id().to_owned(), page: u64::from(page) });
     }
 }

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The tiny guest's first process: fills a tmpfs, says so on the serial console, then writes at the rate it was told.
+# The tiny guest's first process: fills a tmpfs, says so on the serial console, then writes at the rate it was told. With
+# `memdex.disk` it reads and writes its disk beside that.
 # Content of even files is the same in every guest, content of odd files depends on the seed and on chance.
 PATH=/bin
 /bin/busybox --install -s /bin
@@ -7,6 +8,20 @@ mount -t proc none /proc
 mount -t sysfs none /sys
 mount -t devtmpfs none /dev
 for module in /modules/*.ko; do insmod "$module"; done
+
+# What is read comes into the page cache by way of the device, each time anew; what is written leaves from there.
+disk() {
+    while [ ! -b /dev/vda ]; do sleep 1; done
+    part=0
+    while :; do
+        dd if=/dev/urandom of=/dev/vda bs=64k count=8 seek=$((part % 100 * 8)) conv=notrunc 2> /dev/null
+        sync
+        echo 1 > /proc/sys/vm/drop_caches
+        dd if=/dev/vda of=/dev/null bs=64k count=16 skip=$((part * 7 % 100 * 8)) 2> /dev/null
+        part=$((part + 1))
+        usleep 300000
+    done
+}
 
 rate=10 files=64 kib=64 seed=1
 for word in $(cat /proc/cmdline); do
@@ -17,6 +32,7 @@ for word in $(cat /proc/cmdline); do
         memdex.seed=*) seed=${word#*=} ;;
         # reads its own settings
         memdex.check=*) memdex-check & ;;
+        memdex.disk) disk & ;;
     esac
 done
 mount -t tmpfs -o size=80% none /work
