@@ -28,6 +28,8 @@ pub struct Config {
     pub hash_threads: usize,
     /// Time between two looks at the write marks.
     pub tick: Duration,
+    /// Longest time that a request of direct I/O can be under way; zero: it is disregarded.
+    pub settle: Duration,
     /// Filter for the log, as in `RUST_LOG`.
     pub log: Option<String>,
     /// Certificates.
@@ -74,6 +76,7 @@ struct File {
     exclude: Vec<String>,
     hash_threads: Option<usize>,
     tick_ms: Option<u64>,
+    settle_seconds: Option<u64>,
     log: Option<String>,
     #[serde(default)]
     tls: TlsFiles,
@@ -96,6 +99,8 @@ pub struct Overrides {
     pub hash_threads: Option<usize>,
     /// Replaces the file's figure.
     pub tick_ms: Option<u64>,
+    /// Replaces the file's figure.
+    pub settle_seconds: Option<u64>,
     /// Replaces the file's filter.
     pub log: Option<String>,
 }
@@ -133,6 +138,8 @@ pub enum ConfigError {
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Time between two looks at the write marks, in milliseconds, if nothing else is said.
 const DEFAULT_TICK_MS: u64 = 50;
+/// Seconds that a request of direct I/O can be under way, if nothing else is said: the block layer gives up after 30, and a bus or two is reset.
+const DEFAULT_SETTLE_SECONDS: u64 = 120;
 /// Outgoing migrations at once if nothing else is said.
 const DEFAULT_AT_ONCE: usize = 2;
 /// MiB of content kept of VMs that moved away if nothing else is said.
@@ -160,6 +167,10 @@ impl Config {
         if !(5..=10_000).contains(&tick) {
             return Err(value("tick_ms", format!("{tick} is not between 5 and 10000 milliseconds")));
         }
+        let settle = over.settle_seconds.or(file.settle_seconds).unwrap_or(DEFAULT_SETTLE_SECONDS);
+        if settle > 86_400 {
+            return Err(value("settle_seconds", format!("{settle} seconds is more than a day")));
+        }
         let hash_threads = over.hash_threads.or(file.hash_threads).unwrap_or_else(half_the_cores);
         if !(1..=1024).contains(&hash_threads) {
             return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
@@ -179,6 +190,7 @@ impl Config {
             exclude,
             hash_threads,
             tick: Duration::from_millis(tick),
+            settle: Duration::from_secs(settle),
             log: over.log.or(file.log),
             tls: file.tls,
             migrations_at_once,
@@ -349,6 +361,7 @@ mod tests {
             exclude = ["web-test"]
             hash_threads = 3
             tick_ms = 20
+            settle_seconds = 300
             log = "debug"
             [peer]
             host2 = "tls://host2.example:7373"
@@ -362,6 +375,7 @@ mod tests {
         assert_eq!(config.listen.len(), 2);
         assert_eq!(config.peers["host2"].to_string(), "tls://host2.example:7373");
         assert_eq!((config.hash_threads, config.tick), (3, Duration::from_millis(20)));
+        assert_eq!(config.settle, Duration::from_secs(300));
         assert!(config.wants_token());
     }
 
@@ -393,6 +407,7 @@ mod tests {
             ("hash_threads = 'many'", "hash_threads"),
             ("hash_threads = 0", "hash_threads: 0 is not between"),
             ("tick_ms = 1", "tick_ms: 1 is not between"),
+            ("settle_seconds = 86401", "settle_seconds: 86401 seconds is more"),
             ("listen = ['tcp://10.0.0.1:1']", "tls://"),
             ("listen = ['tcp://0.0.0.0:1']", "tls://"),
             ("listen = ['tls://10.0.0.1:1']", "certificate"),

@@ -137,7 +137,7 @@ fn options(config: &Config, hook_debug: bool) -> Result<HostOptions, Failure> {
     Ok(HostOptions {
         hash_threads: Some(config.hash_threads),
         filter: NameFilter::new(&config.include, &config.exclude)?,
-        tracker: TrackerOptions { tick: config.tick, ..TrackerOptions::default() },
+        tracker: TrackerOptions { tick: config.tick, settle: config.settle, ..TrackerOptions::default() },
         hooks: HookOptions { debug: hook_debug },
         keep_bytes: config.keep_bytes,
         ..HostOptions::default()

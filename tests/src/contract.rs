@@ -29,6 +29,9 @@ pub struct Vm {
     /// Added to the contract by version 0.1.
     #[serde(default)]
     pub missed_by_ebpf: u64,
+    /// Added to the contract after version 0.1.
+    #[serde(default)]
+    pub direct_io: Option<String>,
 }
 
 /// How a region is watched.
@@ -51,6 +54,9 @@ pub struct Counts {
     pub zero: u64,
     pub current: u64,
     pub stale: u64,
+    /// Added to the contract after version 0.1.
+    #[serde(default)]
+    pub unsettled: u64,
 }
 
 /// A line of `memdex pages VM -o jsonl`.

@@ -22,8 +22,11 @@ use crate::{
     memory::RegionMemory,
     metrics::VmCounters,
     units::{Generation, PageRange, bytes},
-    vm::descriptor::{ProcessId, VmDescriptor},
-    watch::tracker::Command,
+    vm::{
+        descriptor::{ProcessId, VmDescriptor},
+        printable,
+    },
+    watch::{tracker::Command, unsettled::Looks},
 };
 
 /// Why a job has no answer.
@@ -85,6 +88,8 @@ pub struct Vm {
     memory: RwLock<Memory>,
     progress: Mutex<IndexProgress>,
     unanswered_since: Mutex<Option<Instant>>,
+    /// Looks at the VMM's open files.
+    direct_io: Mutex<Looks>,
     commands: mpsc::SyncSender<Command>,
     /// Figures for `/metrics`.
     pub counters: VmCounters,
@@ -116,6 +121,10 @@ impl Vm {
             map: RwLock::new(PageMap::new(layout)),
             memory: RwLock::default(),
             progress: Mutex::new(IndexProgress { total: descriptor.pages(), ..IndexProgress::default() }),
+            direct_io: Mutex::new(Looks {
+                found: descriptor.direct_io.is_some().then(Instant::now),
+                none: None,
+            }),
             descriptor: RwLock::new(descriptor),
             unanswered_since: Mutex::new(None),
             commands,
@@ -196,6 +205,7 @@ impl Vm {
             generation,
             tracking: status.tracking,
             advisory_reasons: status.reasons,
+            direct_io: descriptor.direct_io.as_deref().map(printable),
             witnesses: status.witnesses,
             coverage: status.coverage,
             pages,
@@ -315,9 +325,10 @@ impl Vm {
         self.map.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a page has been written since it was read, or was not read yet.
     pub(crate) fn is_stale(&self, page: u32) -> bool {
         let map = self.map();
-        page >= map.pages() || map.page(page).state == PageState::Stale
+        page >= map.pages() || map.page(page).held == PageState::Stale
     }
 
     /// Returns whether tracking became exact or advisory.
@@ -334,6 +345,17 @@ impl Vm {
 
     pub(crate) fn set_progress(&self, progress: IndexProgress) {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+    }
+
+    /// Notes that discovery began to look at the VMM's open files at this time, and whether it found any for direct I/O.
+    pub(super) fn note_direct_io(&self, at: Instant, found: bool) {
+        let mut looks = self.direct_io.lock().unwrap_or_else(PoisonError::into_inner);
+        *if found { &mut looks.found } else { &mut looks.none } = Some(at);
+    }
+
+    /// What those looks found.
+    pub(crate) fn direct_io_looks(&self) -> Looks {
+        *self.direct_io.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes whether a mark waits for a scan to see its write.

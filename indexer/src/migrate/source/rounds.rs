@@ -20,6 +20,12 @@ use crate::{
     units::bytes,
 };
 
+/// What reading an unsettled page again takes.
+const REREAD: Duration = Duration::from_nanos(1500);
+/// Longest wait for unsettled pages to settle, if nothing but reading them again would take too long.
+const SETTLING: Duration = Duration::from_secs(180);
+/// Time between two looks meanwhile.
+const LOOK: Duration = Duration::from_millis(500);
 /// Time between two rounds that have next to nothing to tell: pages written now and then settle meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
 /// What stopping, the last look at the page table and the device state take, whatever there is to send.
@@ -59,6 +65,8 @@ struct Rest {
     differing: Vec<(u32, Fingerprint)>,
     /// Pages whose content is not known right now.
     stale: u64,
+    /// Pages that have to be read again when the guest stands still, because direct I/O may have changed them. Nearly all will be what they were.
+    unsettled: u64,
 }
 
 impl Rest {
@@ -69,11 +77,12 @@ impl Rest {
 
 /// Compares what the map says with what the destination has.
 fn rest(snapshot: &MapSnapshot, ledger: &Ledger) -> Rest {
-    let mut rest = Rest { differing: Vec::new(), stale: 0 };
+    let mut rest = Rest { differing: Vec::new(), stale: 0, unsettled: snapshot.counts().unsettled };
     // Should there be more pages all of a sudden, that is noticed elsewhere.
     rest.stale += u64::from(snapshot.pages().abs_diff(ledger.pages()));
     for (page, view) in snapshot.views(0..ledger.pages()) {
-        let content = match view.state {
+        // A page that is not settled is sent like any other: should it turn out to be different, the last sync finds it.
+        let content = match view.held {
             PageState::Stale => {
                 rest.stale += 1;
                 continue;
@@ -91,7 +100,8 @@ fn rest(snapshot: &MapSnapshot, ledger: &Ledger) -> Rest {
 /// What has to be told once the guest stands still and every page is known.
 pub(super) fn last(vm: &Vm, ledger: &Ledger) -> Result<Vec<(u32, Fingerprint)>, u64> {
     let rest = rest(&vm.snapshot(), ledger);
-    if rest.stale > 0 { Err(rest.stale) } else { Ok(rest.differing) }
+    let unknown = rest.stale + rest.unsettled;
+    if unknown > 0 { Err(unknown) } else { Ok(rest.differing) }
 }
 
 impl Rounds {
@@ -99,7 +109,7 @@ impl Rounds {
     pub(super) async fn run(&mut self, copier: &mut Copier) -> Result<(), Stop> {
         let began = Instant::now();
         let mut best = (u64::MAX, Instant::now(), 0u32);
-        let mut settled = false;
+        let (mut settled, mut waits) = (false, false);
         let (mut gone_stale, mut dirty_rate, mut looked) = (self.gone_stale(), 0.0, Instant::now());
         loop {
             let before = rest(&self.vm.snapshot(), &copier.ledger);
@@ -156,6 +166,18 @@ impl Rounds {
                 copier.ledger.root();
                 self.end_throttle(copier).await;
                 return Ok(());
+            }
+            let reread = REREAD * u32::try_from(rest.unsettled).unwrap_or(u32::MAX);
+            if first_pass_done && needed.saturating_sub(reread) <= self.downtime && began.elapsed() < SETTLING
+            {
+                if !std::mem::replace(&mut waits, true) {
+                    copier.record.say(format!(
+                        "{} pages that direct I/O may have changed would be read again while the guest stands still: waiting until more of them have settled",
+                        rest.unsettled
+                    ));
+                }
+                copier.idle(LOOK).await?;
+                continue;
             }
             if !first_pass_done || rest.pages() < best.0.saturating_sub(best.0 / 10) {
                 best = (rest.pages(), Instant::now(), 0);
@@ -250,7 +272,8 @@ fn needed(copier: &Copier, rest: &Rest, wire: u64, rate: f64) -> Duration {
     let each = if sent > 256 { contents / sent as f64 } else { UNMEASURED };
     let on_wire = rest.pages() as f64 * each.min(PAGE_SIZE as f64 * 1.1);
     let pages = u32::try_from(rest.pages()).unwrap_or(u32::MAX);
-    FIXED + PAGE * pages + Duration::from_secs_f64((on_wire / rate.max(1.0)).min(1e6))
+    let unsettled = u32::try_from(rest.unsettled).unwrap_or(u32::MAX);
+    FIXED + PAGE * pages + REREAD * unsettled + Duration::from_secs_f64((on_wire / rate.max(1.0)).min(1e6))
 }
 
 impl Copier {

@@ -121,6 +121,7 @@ impl Tracker {
         }
         // Of the pages that stay, what is awaited or being discarded stays so: reading them early would miss the write.
         self.queue.forget_from(kept);
+        self.unsettled.forget_from(kept);
         self.watch_marks();
         // A discard that entered under the old numbers may still be on its way to pages that have new ones.
         for watched in self.regions.iter().skip(keep) {

@@ -13,6 +13,7 @@ mod region;
 mod settle;
 mod status;
 mod trouble;
+mod unsettled;
 
 use std::{
     collections::VecDeque,
@@ -29,6 +30,7 @@ use super::{
     ebpf::Marks,
     pagemap::{Pagemap, ScanError},
     queue::Queue,
+    unsettled::Unsettled,
     userfault::{self, UserFault},
 };
 use crate::{
@@ -62,6 +64,8 @@ pub struct TrackerOptions {
     pub scan: Duration,
     /// Time from one reading of a region that cannot be watched to the next.
     pub rehash: Duration,
+    /// Longest time that a request of direct I/O can be under way; zero if it is to be disregarded.
+    pub settle: Duration,
 }
 
 impl Default for TrackerOptions {
@@ -71,6 +75,7 @@ impl Default for TrackerOptions {
             audit: Duration::from_secs(10),
             scan: Duration::from_millis(200),
             rehash: Duration::from_secs(30),
+            settle: Duration::from_secs(120),
         }
     }
 }
@@ -125,6 +130,7 @@ pub(crate) struct Tracker {
     marks_missing: Option<String>,
     regions: Vec<Watched>,
     queue: Queue,
+    unsettled: Unsettled,
     jobs: VecDeque<Job>,
     /// Pages not looked at since they became part of the VM.
     unseen: RoaringBitmap,
@@ -170,6 +176,7 @@ impl Tracker {
             }
         }
         let now = Instant::now();
+        let unsettled = Unsettled::new(shared.options.tracker.settle, now);
         let mut tracker = Self {
             options: shared.options.tracker.clone(),
             vm,
@@ -184,6 +191,7 @@ impl Tracker {
             marks_missing: None,
             regions: Vec::new(),
             queue: Queue::new(),
+            unsettled,
             jobs: VecDeque::new(),
             unseen: RoaringBitmap::new(),
             changes: Vec::new(),
@@ -233,7 +241,7 @@ impl Tracker {
         if self.aside {
             self.come_back();
         }
-        let busy = self.queue.has_ready() || !self.jobs.is_empty();
+        let busy = self.queue.has_ready() || self.unsettled.has_due() || !self.jobs.is_empty();
         let due = self.options.tick.saturating_sub(self.last_tick.elapsed());
         let wait = if busy { Duration::ZERO } else { due };
         match self.commands.recv_timeout(wait) {
@@ -252,7 +260,7 @@ impl Tracker {
         }
         // A sync settles every stale page itself; chasing hot pages beside it would only take its time.
         let syncing = self.jobs.iter().any(|job| matches!(job, Job::Sync(_)));
-        let worked = if syncing { false } else { self.settle_ready()? };
+        let worked = if syncing { false } else { self.settle_ready()? | self.settle_due()? };
         let mut more = self.work_on_jobs()?;
         while syncing && more && !self.jobs.is_empty() && self.last_tick.elapsed() < self.options.tick {
             more = self.work_on_jobs()?;
@@ -269,6 +277,7 @@ impl Tracker {
     fn tick(&mut self) -> Result<(), Lost> {
         self.last_tick = Instant::now();
         self.queue.tick();
+        self.tick_unsettled();
         self.take_marks();
         if self.slots_moved && self.last_watched.elapsed() >= REWATCH {
             self.slots_moved = false;

@@ -222,7 +222,8 @@ impl Tracker {
 
         // 4. Publish.
         let published = pages - &doubtful;
-        self.publish(pages, &doubtful, data, digests);
+        self.publish(region, pages, &doubtful, data, digests);
+        self.note_published(region, &published);
         for run in runs(&published) {
             self.queue.published(run);
         }
@@ -243,6 +244,7 @@ impl Tracker {
 
     fn publish(
         &mut self,
+        region: usize,
         pages: &RoaringBitmap,
         doubtful: &RoaringBitmap,
         data: &[PageRange],
@@ -251,6 +253,7 @@ impl Tracker {
         let mut data = data.iter().cloned().flatten().zip(digests).peekable();
         let mut changes = std::mem::take(&mut self.changes);
         changes.clear();
+        let settled = self.settles_at_once(region);
         let mut map = self.vm.map_mut();
         let generation = map.next_generation();
         let mut contents = Vec::new();
@@ -264,7 +267,7 @@ impl Tracker {
                 };
                 (!doubtful.contains(page)).then_some(content)
             }));
-            map.publish(generation, run.start, &contents, &mut changes);
+            map.publish(generation, settled, run.start, &contents, &mut changes);
         }
         drop(map);
         self.follow(&changes);
