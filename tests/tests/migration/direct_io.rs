@@ -37,7 +37,7 @@ fn guest_with_cache_none_moves_while_it_reads_its_disk() {
 
     let there = options.destination(Backend::File(scratch.shm("ram1")));
     let mut waiting = start(&scratch, &scratch.name("b"), &there, &hosts.b);
-    let (report, code) = migrate(&hosts.a, &name, &tcp(&hosts.b), &scratch.name("b"), &[]);
+    let (report, code) = migrate(&hosts.a, &name, &tcp(&hosts.b), &scratch.name("b"), &["--downtime", "500ms"]);
     eprintln!("{report}");
     assert_eq!((code, &report["outcome"]), (Some(0), &"completed".into()), "{report}");
     let log = hosts.a.log();
