@@ -237,6 +237,20 @@ impl Vm {
             .await
     }
 
+    /// Before all direct I/O of the VMM is made to come to an end: see [`Self::drained`].
+    ///
+    /// # Errors
+    /// If the VM ends, or its tracker is very busy.
+    pub(crate) async fn close_unsettled(&self) -> Result<Instant, JobError> {
+        self.ask(Duration::from_secs(10), |reply| Command::CloseUnsettled { reply }).await
+    }
+
+    /// After `close_unsettled` gave `mark`, there was a moment at which no direct I/O was under way: what was published before can be settled now.
+    pub(crate) fn drained(&self, mark: Instant) {
+        // If the tracker is too busy to hear of it, they settle in their own time.
+        let _ = self.commands.try_send(Command::Drained(mark));
+    }
+
     /// Reads every current page again and compares.
     ///
     /// # Errors

@@ -10,6 +10,8 @@
 //! *settle time* (the block layer gives a request up long before that). So a page that was published while direct I/O was possible is *unsettled*; when it has
 //! stayed armed and unwritten for the settle time, it is read once more; and what it holds then it holds for good, until it is written again.
 //!
+//! Or a moment helps at which nothing is under way: a guest that is stopped has had its I/O drained. What was armed before such a moment need not wait.
+//!
 //! # Direct I/O that appears and disappears
 //!
 //! Discovery looks at the VMM's open files about once a second. A file that it finds may have been opened right after the look before began, so pages published since then
@@ -133,15 +135,30 @@ impl Unsettled {
         if self.open.is_empty() {
             self.opened = now;
         } else if now.duration_since(self.opened) >= self.settle / BUCKETS {
-            let bucket = std::mem::take(&mut self.open);
-            for (_, older) in &mut self.closed {
-                *older -= &bucket;
-            }
-            self.due -= &bucket;
-            self.closed.push_back((now, bucket));
-            self.opened = now;
+            self.close(now);
         }
-        while self.closed.front().is_some_and(|(last, _)| now.duration_since(*last) >= self.settle) {
+        let settle = self.settle;
+        self.fall_due(|last| now.duration_since(last) >= settle);
+    }
+
+    /// Begins a new bucket: everything published so far was published before `now`.
+    pub(super) fn close(&mut self, now: Instant) {
+        let bucket = std::mem::take(&mut self.open);
+        for (_, older) in &mut self.closed {
+            *older -= &bucket;
+        }
+        self.due -= &bucket;
+        self.closed.push_back((now, bucket));
+        self.opened = now;
+    }
+
+    /// At some moment after `mark`, when a bucket was closed, no request was under way: what was published before need not wait any longer.
+    pub(super) fn drained(&mut self, mark: Instant) {
+        self.fall_due(|last| last <= mark);
+    }
+
+    fn fall_due(&mut self, old: impl Fn(Instant) -> bool) {
+        while self.closed.front().is_some_and(|(last, _)| old(*last)) {
             let bucket = self.closed.pop_front();
             self.due |= bucket.map(|(_, pages)| pages).unwrap_or_default();
         }
@@ -266,6 +283,22 @@ mod tests {
         assert!(!pages.at_once());
         pages.note(Looks { found: Some(at(1)), none: Some(at(18)) }, at(19));
         assert!(pages.at_once());
+    }
+
+    #[test]
+    fn what_was_published_before_all_requests_came_to_an_end_is_due_at_once() {
+        let at = clock();
+        let mut pages = Unsettled::new(SETTLE, at(0));
+        pages.note(found(at(0)), at(0));
+        pages.published(0..4);
+        pages.close(at(3));
+        pages.published(3..6);
+        pages.drained(at(3));
+        assert_eq!(pages.take(100), set(0..3));
+        pages.close(at(4));
+        assert!(!pages.has_due());
+        pages.drained(at(4));
+        assert_eq!(pages.take(100), set(3..6));
     }
 
     #[test]

@@ -22,10 +22,10 @@ use crate::{
 
 /// What reading an unsettled page again takes.
 const REREAD: Duration = Duration::from_nanos(1500);
-/// Longest wait for unsettled pages to settle, if nothing but reading them again would take too long.
-const SETTLING: Duration = Duration::from_secs(180);
-/// Time between two looks meanwhile.
-const LOOK: Duration = Duration::from_millis(500);
+/// Shortest time between two moments at which the guest is stopped so that its direct I/O comes to an end.
+const DRAIN_EVERY: Duration = Duration::from_secs(1);
+/// So often it is tried although the downtime would do without.
+const TRIES: u32 = 2;
 /// Time between two rounds that have next to nothing to tell: pages written now and then settle meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
 /// What stopping, the last look at the page table and the device state take, whatever there is to send.
@@ -55,6 +55,8 @@ pub(super) struct Rounds {
     pub(super) on_no_converge: OnNoConverge,
     pub(super) throttle: Option<Throttle>,
     pub(super) throttled: usize,
+    /// The guest may be stopped for a moment to let its direct I/O come to an end.
+    pub(super) may_drain: bool,
     /// Guest memory as it was when the ledger was made.
     pub(super) regions: Vec<LayoutRegion>,
 }
@@ -109,7 +111,8 @@ impl Rounds {
     pub(super) async fn run(&mut self, copier: &mut Copier) -> Result<(), Stop> {
         let began = Instant::now();
         let mut best = (u64::MAX, Instant::now(), 0u32);
-        let (mut settled, mut waits) = (false, false);
+        let mut settled = false;
+        let (mut drains, mut drained) = (0, began.checked_sub(DRAIN_EVERY).unwrap_or(began));
         let (mut gone_stale, mut dirty_rate, mut looked) = (self.gone_stale(), 0.0, Instant::now());
         loop {
             let before = rest(&self.vm.snapshot(), &copier.ledger);
@@ -161,26 +164,25 @@ impl Rounds {
                 self.settle().await?;
                 continue;
             }
-            if first_pass_done && needed <= self.downtime {
+            let reread = REREAD * u32::try_from(rest.unsettled).unwrap_or(u32::MAX);
+            // Even if they fit the downtime a try is worth it: it is the guest that waits.
+            let worth_it = needed > self.downtime || drains < TRIES;
+            if first_pass_done && self.may_drain && reread > self.downtime / 10 && worth_it {
+                if drained.elapsed() >= DRAIN_EVERY {
+                    (drains, drained) = (drains + 1, Instant::now());
+                    self.drain().await?;
+                }
+                // They are being read.
+                copier.idle(PAUSE).await?;
+            } else if first_pass_done && needed <= self.downtime {
                 // Now, so that next to nothing is left to digest while the guest stands still.
                 copier.ledger.root();
                 self.end_throttle(copier).await;
                 return Ok(());
             }
-            let reread = REREAD * u32::try_from(rest.unsettled).unwrap_or(u32::MAX);
-            if first_pass_done && needed.saturating_sub(reread) <= self.downtime && began.elapsed() < SETTLING
-            {
-                if !std::mem::replace(&mut waits, true) {
-                    copier.record.say(format!(
-                        "{} pages that direct I/O may have changed would be read again while the guest stands still: waiting until more of them have settled",
-                        rest.unsettled
-                    ));
-                }
-                copier.idle(LOOK).await?;
-                continue;
-            }
-            if !first_pass_done || rest.pages() < best.0.saturating_sub(best.0 / 10) {
-                best = (rest.pages(), Instant::now(), 0);
+            let left = rest.pages() + rest.unsettled;
+            if !first_pass_done || left < best.0.saturating_sub(best.0 / 10) {
+                best = (left, Instant::now(), 0);
                 continue;
             }
             best.2 += 1;
@@ -207,6 +209,23 @@ impl Rounds {
     async fn settle(&self) -> Result<(), Stop> {
         let settled = self.vm.sync(SETTLE).await;
         settled.map(drop).map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))
+    }
+
+    /// Stops the guest for a moment, so that QEMU drains its I/O: then the unsettled pages need not wait to be read once more, and few are
+    /// left to be read when the guest stands still.
+    async fn drain(&self) -> Result<(), Stop> {
+        let mark = self.vm.close_unsettled().await;
+        let mark =
+            mark.map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))?;
+        let mut monitor = self.monitor.lock().await;
+        // One that is paused, by whomever, has drained its I/O.
+        if monitor.status().await? == "running" {
+            monitor.stop().await?;
+            monitor.cont().await?;
+        }
+        drop(monitor);
+        self.vm.drained(mark);
+        Ok(())
     }
 
     /// Every page has been looked at once.

@@ -89,6 +89,10 @@ pub(crate) enum Command {
     Verify { reply: oneshot::Sender<Result<VerifyReport, JobError>> },
     /// Leave the memory alone: a migration fills it. Answered when nothing of it is being read.
     StandAside { reply: oneshot::Sender<Result<(), JobError>> },
+    /// Begin a new bucket of unsettled pages. The answer is a time after which none of the older ones were published.
+    CloseUnsettled { reply: oneshot::Sender<Result<Instant, JobError>> },
+    /// At some moment after this time no direct I/O was under way: what was published before need not wait any longer to settle.
+    Drained(Instant),
     /// Discovery found the VM changed.
     Changed(Arc<VmDescriptor>),
     /// Look up: tracking may have been stopped.
@@ -247,6 +251,12 @@ impl Tracker {
         match self.commands.recv_timeout(wait) {
             Ok(Command::Sync { deadline, still, reply }) => self.begin_sync(deadline, still, reply)?,
             Ok(Command::Verify { reply }) => self.begin_verify(reply),
+            Ok(Command::CloseUnsettled { reply }) => {
+                let now = Instant::now();
+                self.unsettled.close(now);
+                let _ = reply.send(Ok(now));
+            }
+            Ok(Command::Drained(mark)) => self.unsettled.drained(mark),
             Ok(Command::Changed(descriptor)) => self.changed(descriptor),
             Ok(Command::StandAside { reply }) => {
                 self.stand_aside(reply);
