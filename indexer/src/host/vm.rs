@@ -245,10 +245,13 @@ impl Vm {
         self.ask(Duration::from_secs(10), |reply| Command::CloseUnsettled { reply }).await
     }
 
-    /// After `close_unsettled` gave `mark`, there was a moment at which no direct I/O was under way: what was published before can be settled now.
-    pub(crate) fn drained(&self, mark: Instant) {
-        // If the tracker is too busy to hear of it, they settle in their own time.
-        let _ = self.commands.try_send(Command::Drained(mark));
+    /// After `close_unsettled` gave `mark`, there was a moment at which no direct I/O was under way. Returns when all pages that were published before have
+    /// been read once more.
+    ///
+    /// # Errors
+    /// If the VM ends or the time is up.
+    pub(crate) async fn drained(&self, mark: Instant, timeout: Duration) -> Result<(), JobError> {
+        self.ask(timeout, |reply| Command::Drained { mark, reply }).await
     }
 
     /// Reads every current page again and compares.

@@ -144,7 +144,7 @@ proptest! {
                     apply(&mut model, settled, 0, &contents, map.generation(), &changes)?;
                 }
                 Step::Settle(start, len, settled) => {
-                    map.set_settled(&[start..start + len], settled);
+                    map.set_settled(std::slice::from_ref(&(start..start + len)), settled);
                     for page in model.iter_mut().skip(start as usize).take(len as usize) {
                         page.unsettled = !settled && page.may_unsettle();
                     }

@@ -172,7 +172,6 @@ impl Rounds {
                     (drains, drained) = (drains + 1, Instant::now());
                     self.drain().await?;
                 }
-                // They are being read.
                 copier.idle(PAUSE).await?;
             } else if first_pass_done && needed <= self.downtime {
                 // Now, so that next to nothing is left to digest while the guest stands still.
@@ -214,9 +213,8 @@ impl Rounds {
     /// Stops the guest for a moment, so that QEMU drains its I/O: then the unsettled pages need not wait to be read once more, and few are
     /// left to be read when the guest stands still.
     async fn drain(&self) -> Result<(), Stop> {
-        let mark = self.vm.close_unsettled().await;
-        let mark =
-            mark.map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))?;
+        let failed = |error| Stop::failed(format!("the VM's memory cannot be settled: {error}"));
+        let mark = self.vm.close_unsettled().await.map_err(failed)?;
         let mut monitor = self.monitor.lock().await;
         // One that is paused, by whomever, has drained its I/O.
         if monitor.status().await? == "running" {
@@ -224,8 +222,7 @@ impl Rounds {
             monitor.cont().await?;
         }
         drop(monitor);
-        self.vm.drained(mark);
-        Ok(())
+        self.vm.drained(mark, SETTLE).await.map_err(failed)
     }
 
     /// Every page has been looked at once.

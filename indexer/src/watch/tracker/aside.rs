@@ -21,8 +21,7 @@ impl Tracker {
             Ok(Command::Verify { reply }) => drop(reply.send(Err(JobError::Receiving))),
             Ok(Command::CloseUnsettled { reply }) => drop(reply.send(Err(JobError::Receiving))),
             Ok(Command::Changed(descriptor)) => self.changed(descriptor),
-            // All is stale.
-            Ok(Command::Drained(_)) => {}
+            Ok(Command::Drained { reply, .. }) => drop(reply.send(Err(JobError::Receiving))),
             Ok(Command::Wake) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(self.options.tick),
         }

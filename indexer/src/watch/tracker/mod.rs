@@ -91,8 +91,9 @@ pub(crate) enum Command {
     StandAside { reply: oneshot::Sender<Result<(), JobError>> },
     /// Begin a new bucket of unsettled pages. The answer is a time after which none of the older ones were published.
     CloseUnsettled { reply: oneshot::Sender<Result<Instant, JobError>> },
-    /// At some moment after this time no direct I/O was under way: what was published before need not wait any longer to settle.
-    Drained(Instant),
+    /// At some moment after `mark` no direct I/O was under way: what was published before need not wait any longer to settle. Answered when all of it has been read
+    /// once more.
+    Drained { mark: Instant, reply: oneshot::Sender<Result<(), JobError>> },
     /// Discovery found the VM changed.
     Changed(Arc<VmDescriptor>),
     /// Look up: tracking may have been stopped.
@@ -135,6 +136,8 @@ pub(crate) struct Tracker {
     regions: Vec<Watched>,
     queue: Queue,
     unsettled: Unsettled,
+    /// Who waits until no page is due to be read once more.
+    await_settling: Vec<oneshot::Sender<Result<(), JobError>>>,
     jobs: VecDeque<Job>,
     /// Pages not looked at since they became part of the VM.
     unseen: RoaringBitmap,
@@ -196,6 +199,7 @@ impl Tracker {
             regions: Vec::new(),
             queue: Queue::new(),
             unsettled,
+            await_settling: Vec::new(),
             jobs: VecDeque::new(),
             unseen: RoaringBitmap::new(),
             changes: Vec::new(),
@@ -256,7 +260,10 @@ impl Tracker {
                 self.unsettled.close(now);
                 let _ = reply.send(Ok(now));
             }
-            Ok(Command::Drained(mark)) => self.unsettled.drained(mark),
+            Ok(Command::Drained { mark, reply }) => {
+                self.unsettled.drained(mark);
+                self.await_settling.push(reply);
+            }
             Ok(Command::Changed(descriptor)) => self.changed(descriptor),
             Ok(Command::StandAside { reply }) => {
                 self.stand_aside(reply);

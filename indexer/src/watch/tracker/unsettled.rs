@@ -47,6 +47,9 @@ impl Tracker {
     /// Reads a batch of the pages whose time has come. Returns whether there were any.
     pub(super) fn settle_due(&mut self) -> Result<bool, Lost> {
         if !self.unsettled.has_due() {
+            for waiting in self.await_settling.drain(..) {
+                let _ = waiting.send(Ok(()));
+            }
             return Ok(false);
         }
         let batch = self.unsettled.take(BATCH);
