@@ -51,6 +51,13 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "PERCENT")]
     audit_percent: Option<f64>,
 
+    /// Seconds that a request of direct I/O (O_DIRECT) of a VMM can be under way at most; 120 if not given
+    ///
+    /// A page that was read while one may have been under way counts as stale until it has been left alone for so long and was read once more. 0 disregards
+    /// direct I/O: then a page that a slow disk writes late is shown wrongly, for good.
+    #[arg(long, value_name = "S", hide_short_help = true)]
+    settle_seconds: Option<u64>,
+
     /// What to log, on stderr: error, warn, info, debug, trace, or filters such as indexer::watch=debug
     ///
     /// If it is not given, $RUST_LOG counts, then `log` in the configuration, then info.
@@ -85,7 +92,7 @@ Examples:
   ssh -L 8080:/run/memdex/memdexd.sock root@host
       Look at a host's dashboard and /docs: open http://localhost:8080/
 
-Keys of the configuration: listen, include, exclude (lists), hash_threads, tick_ms, audit_percent, log, [peer] NAME = \"URL\",
+Keys of the configuration: listen, include, exclude (lists), hash_threads, tick_ms, audit_percent, settle_seconds, log, [peer] NAME = \"URL\",
 [tls] certificate, key, ca, [migration] at_once, max_bandwidth, keep_mib.
 
 Needs root, or the abilities SYS_PTRACE, SYS_ADMIN, BPF and PERFMON; what is missing is said at the start, and VMs
@@ -103,6 +110,7 @@ impl Cli {
             hash_threads: self.hash_threads,
             tick_ms: self.tick_ms,
             audit_percent: self.audit_percent,
+            settle_seconds: self.settle_seconds,
             log,
         }
     }
@@ -123,12 +131,13 @@ mod tests {
     #[test]
     fn everything_given_reaches_the_configuration() {
         let cli = Cli::parse_from(
-            "memdexd --listen unix:/a --peer b=unix:/b --include x --exclude y --hash-threads 3 --tick-ms 9 --audit-percent 1.5 --log warn"
+            "memdexd --listen unix:/a --peer b=unix:/b --include x --exclude y --hash-threads 3 --tick-ms 9 --audit-percent 1.5 --settle-seconds 7 --log warn"
                 .split(' '),
         );
         let over = cli.overrides();
         assert_eq!((over.listen, over.peer), (vec!["unix:/a".to_owned()], vec!["b=unix:/b".to_owned()]));
         assert_eq!((over.include, over.exclude), (vec!["x".to_owned()], vec!["y".to_owned()]));
+        assert_eq!(over.settle_seconds, Some(7));
         assert_eq!((over.hash_threads, over.tick_ms, over.log.as_deref()), (Some(3), Some(9), Some("warn")));
         assert_eq!(over.audit_percent, Some(1.5));
     }

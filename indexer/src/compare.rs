@@ -25,7 +25,8 @@ const PASS: u64 = 2 << 20;
 /// # Errors
 /// If the peer cannot be asked.
 pub async fn compare(peer: &Client, snapshot: &MapSnapshot) -> Result<DiffCounts, Problem> {
-    let counts = snapshot.counts();
+    // An unsettled page is nearly always what it was, and whoever copies it hashes it again.
+    let counts = snapshot.held_counts();
     let matched = matched(peer, snapshot).await?;
     let missing = counts.current.checked_sub(matched).ok_or_else(|| {
         Problem::new(Code::Internal, "the map does not add up: see the daemon's log and report it")
@@ -36,7 +37,7 @@ pub async fn compare(peer: &Client, snapshot: &MapSnapshot) -> Result<DiffCounts
 
 /// Counts the current pages whose content the peer holds.
 async fn matched(peer: &Client, snapshot: &MapSnapshot) -> Result<u64, Problem> {
-    let passes = snapshot.counts().current.div_ceil(PASS);
+    let passes = snapshot.held_counts().current.div_ceil(PASS);
     // Random, so that a guest cannot choose contents that all fall into one pass or one bucket.
     let hasher = RandomState::new();
     let mut matched = 0;
@@ -60,7 +61,7 @@ fn distinct(
     passes: u64,
 ) -> (Vec<Fingerprint>, Vec<u32>) {
     let share = hasher.clone();
-    let most = snapshot.counts().current.div_ceil(passes.max(1)) as usize;
+    let most = snapshot.held_counts().current.div_ceil(passes.max(1)) as usize;
     let mut seen: HashMap<Fingerprint, u32, RandomState> = HashMap::with_capacity_and_hasher(most, hasher);
     for fingerprint in snapshot.current_fingerprints() {
         // The high bits choose the pass, so that the table's use of the low ones is not disturbed.

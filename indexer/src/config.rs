@@ -30,6 +30,8 @@ pub struct Config {
     pub tick: Duration,
     /// Share of a core for reading known pages again, in percent; 0: none.
     pub audit_percent: f64,
+    /// Longest time that a request of direct I/O can be under way; zero: it is disregarded.
+    pub settle: Duration,
     /// Filter for the log, as in `RUST_LOG`.
     pub log: Option<String>,
     /// Certificates.
@@ -77,6 +79,7 @@ struct File {
     hash_threads: Option<usize>,
     tick_ms: Option<u64>,
     audit_percent: Option<f64>,
+    settle_seconds: Option<u64>,
     log: Option<String>,
     #[serde(default)]
     tls: TlsFiles,
@@ -101,6 +104,8 @@ pub struct Overrides {
     pub tick_ms: Option<u64>,
     /// Replaces the file's figure.
     pub audit_percent: Option<f64>,
+    /// Replaces the file's figure.
+    pub settle_seconds: Option<u64>,
     /// Replaces the file's filter.
     pub log: Option<String>,
 }
@@ -140,6 +145,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const DEFAULT_TICK_MS: u64 = 50;
 /// Share of a core for reading known pages again, in percent, if nothing else is said.
 const DEFAULT_AUDIT_PERCENT: f64 = 0.5;
+/// Seconds that a request of direct I/O can be under way, if nothing else is said: the block layer gives up after 30, and a bus or two is reset.
+const DEFAULT_SETTLE_SECONDS: u64 = 120;
 /// Outgoing migrations at once if nothing else is said.
 const DEFAULT_AT_ONCE: usize = 2;
 /// MiB of content kept of VMs that moved away if nothing else is said.
@@ -172,6 +179,10 @@ impl Config {
             let why = format!("{audit_percent} is not between 0 (off) and 100 percent of a core");
             return Err(value("audit_percent", why));
         }
+        let settle = over.settle_seconds.or(file.settle_seconds).unwrap_or(DEFAULT_SETTLE_SECONDS);
+        if settle > 86_400 {
+            return Err(value("settle_seconds", format!("{settle} seconds is more than a day")));
+        }
         let hash_threads = over.hash_threads.or(file.hash_threads).unwrap_or_else(half_the_cores);
         if !(1..=1024).contains(&hash_threads) {
             return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
@@ -192,6 +203,7 @@ impl Config {
             hash_threads,
             tick: Duration::from_millis(tick),
             audit_percent,
+            settle: Duration::from_secs(settle),
             log: over.log.or(file.log),
             tls: file.tls,
             migrations_at_once,
@@ -363,6 +375,7 @@ mod tests {
             hash_threads = 3
             tick_ms = 20
             audit_percent = 2
+            settle_seconds = 300
             log = "debug"
             [peer]
             host2 = "tls://host2.example:7373"
@@ -377,6 +390,7 @@ mod tests {
         assert_eq!(config.peers["host2"].to_string(), "tls://host2.example:7373");
         assert_eq!((config.hash_threads, config.tick), (3, Duration::from_millis(20)));
         assert!((config.audit_percent - 2.0).abs() < 1e-9);
+        assert_eq!(config.settle, Duration::from_secs(300));
         assert!(config.wants_token());
     }
 
@@ -410,6 +424,7 @@ mod tests {
             ("tick_ms = 1", "tick_ms: 1 is not between"),
             ("audit_percent = 101", "audit_percent: 101 is not between"),
             ("audit_percent = nan", "audit_percent: NaN"),
+            ("settle_seconds = 86401", "settle_seconds: 86401 seconds is more"),
             ("listen = ['tcp://10.0.0.1:1']", "tls://"),
             ("listen = ['tcp://0.0.0.0:1']", "tls://"),
             ("listen = ['tls://10.0.0.1:1']", "certificate"),

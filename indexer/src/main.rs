@@ -139,6 +139,7 @@ fn options(config: &Config, hook_debug: bool) -> Result<HostOptions, Failure> {
         filter: NameFilter::new(&config.include, &config.exclude)?,
         tracker: TrackerOptions {
             tick: config.tick,
+            settle: config.settle,
             audit_share: config.audit_percent / 100.0,
             ..TrackerOptions::default()
         },

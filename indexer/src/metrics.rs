@@ -110,6 +110,8 @@ figures! {
     Counter missed_by_scan = "missed_by_scan_total";
     /// Pages whose bytes differed from a `current` fingerprint, whoever found it. Must stay 0.
     Counter mismatches = "mismatches_total";
+    /// Pages that direct I/O changed after they had been read, found when they were read once more.
+    Counter direct_io_late = "direct_io_late_total";
     /// Audits of the whole VM.
     Counter audits = "audits_total";
     /// Times a region was found mapped anew.

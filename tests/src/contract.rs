@@ -38,6 +38,9 @@ pub struct Vm {
     /// Added to the contract by version 0.1.
     #[serde(default)]
     pub staleness_ms: u64,
+    /// Added to the contract after version 0.1.
+    #[serde(default)]
+    pub direct_io: Option<String>,
 }
 
 /// How a region is watched.
@@ -63,6 +66,9 @@ pub struct Counts {
     pub zero: u64,
     pub current: u64,
     pub stale: u64,
+    /// Added to the contract after version 0.1.
+    #[serde(default)]
+    pub unsettled: u64,
 }
 
 /// A line of `memdex pages VM -o jsonl`.

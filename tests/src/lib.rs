@@ -6,6 +6,7 @@
 //! - [`Scratch`]: one test's files and processes; checks at the end that nothing is left over.
 //! - [`Daemon`]: a real `memdexd` and the `memdex` command that talks to it.
 //! - [`Tiny`]: a KVM guest that writes the pages it is told to. [`Qemu`]: real QEMU guests.
+//! - [`SlowDisk`]: a file whose reads are answered when the test says so.
 //! - [`relay`]: a link between two hosts that counts, and breaks when it is told to.
 //! - [`kernel_matrix`]: all of this on other kernels than this machine's.
 //! - [`oracle`]: reads a guest's RAM behind memdex's back and compares every page with the map.
@@ -22,6 +23,7 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod relay;
+pub mod slow_disk;
 pub mod tiny;
 pub mod wait;
 
@@ -29,6 +31,7 @@ pub use cleanup::Scratch;
 pub use daemon::Daemon;
 pub use oracle::Report;
 pub use qemu::Qemu;
+pub use slow_disk::SlowDisk;
 pub use tiny::Tiny;
 
 /// Bytes in a page.

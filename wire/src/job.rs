@@ -14,7 +14,7 @@ pub struct SyncRequest {
     pub timeout_ms: Option<u64>,
 }
 
-/// Answer of `POST /v1/vms/{vm}/sync`: every page has been current at some moment since the call.
+/// Answer of `POST /v1/vms/{vm}/sync`: every page has been current at some moment since the call, but for those that are unsettled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SyncReport {
@@ -22,8 +22,12 @@ pub struct SyncReport {
     pub vm: String,
     /// Generation of the map when the sync was complete.
     pub generation: u64,
-    /// Pages in each state at that moment. `stale` counts pages written again since they were read.
+    /// Pages in each state at that moment. `stale` counts pages written again since they were read, and unsettled ones.
     pub pages: PageCounts,
+    /// Unsettled pages that were read again for this, which settles them. That helps only while the guest stands still, its I/O drained, so
+    /// only a migration does it; other syncs leave such pages as they are.
+    #[serde(default)]
+    pub unsettled_read: u64,
     /// Milliseconds it took.
     pub elapsed_ms: u64,
 }

@@ -10,7 +10,7 @@ use crate::Fingerprint;
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum PageState {
-    /// Written since it was last read, or not read yet.
+    /// Written since it was last read, not read yet, or unsettled: direct I/O may have changed it unseen.
     Stale = 0,
     /// Never populated: reads as zero, takes no memory on the host.
     Absent = 1,

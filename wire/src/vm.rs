@@ -30,6 +30,10 @@ pub struct VmInfo {
     /// Why `tracking` is `advisory`; empty when it is `exact`.
     #[serde(default)]
     pub advisory_reasons: Vec<String>,
+    /// A file that the VMM has open for direct I/O (`O_DIRECT`), if any: then a page that was read is `stale` (unsettled) until no request
+    /// from before can be under way any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct_io: Option<String>,
     /// Who watches for writes, and what could not be attached and why.
     pub witnesses: Vec<Witness>,
     /// Per region: how it is watched.
@@ -145,7 +149,7 @@ pub enum CoverageStatus {
     Unreadable,
 }
 
-/// Number of pages in each state; `absent + zero + current + stale = total`.
+/// Number of pages in each state; `absent + zero + current + stale = total`. `unsettled` counts some of the stale ones once more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PageCounts {
@@ -157,6 +161,10 @@ pub struct PageCounts {
     pub zero: u64,
     /// Content known by fingerprint.
     pub current: u64,
-    /// Written since, or not read yet.
+    /// Written since, not read yet, or unsettled.
     pub stale: u64,
+    /// Those of the stale pages that have not been written since they were read: direct I/O that was under way before may have
+    /// changed them all the same. Their last fingerprint is nearly always right; they are read once more when that is over.
+    #[serde(default)]
+    pub unsettled: u64,
 }

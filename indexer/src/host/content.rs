@@ -10,6 +10,7 @@ use crate::{fingerprint::Page, map::MapId};
 /// Nothing here is to be believed: whoever uses bytes hashes them first.
 pub(crate) trait ContentSource: std::fmt::Debug + Send + Sync {
     /// What the page held when it was last looked at; `None` if that is not known, or if it has been written since, or is zeros.
+    /// Whether it is settled does not matter here.
     fn content(&self, page: u32) -> Option<Fingerprint>;
 
     /// Copies the page's bytes as they are now; `None` if it cannot be read.
@@ -26,7 +27,7 @@ impl ContentSource for Vm {
             return None;
         }
         let view = map.page(page);
-        view.fingerprint.filter(|_| view.state == PageState::Current)
+        view.fingerprint.filter(|_| view.held == PageState::Current)
     }
 
     fn read(&self, page: u32, into: &mut Page) -> Option<()> {

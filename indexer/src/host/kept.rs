@@ -68,7 +68,7 @@ impl Kept {
 }
 
 fn held(vm: &Vm) -> u64 {
-    crate::units::bytes(vm.map().counts().current)
+    crate::units::bytes(vm.map().held_counts().current)
 }
 
 /// Memory that is available and that there is, in KiB; `None` if the kernel does not say.

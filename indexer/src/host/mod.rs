@@ -302,6 +302,11 @@ fn sweep(shared: &Arc<Shared>) {
     while !shared.stopping.load(Relaxed) {
         let found = discovery.sweep(slots.read(&shared.hooks).as_deref());
         shared.registry.update(shared, &found);
+        for vm in shared.registry.all() {
+            if let Some((at, found)) = discovery.direct_io(vm.process()) {
+                vm.note_direct_io(at, found);
+            }
+        }
         shared.registry.give_up(shared, shared.options.keep_bytes);
         shared.swept.store(true, Relaxed);
         std::thread::park_timeout(shared.options.sweep);

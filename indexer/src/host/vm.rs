@@ -22,8 +22,11 @@ use crate::{
     memory::RegionMemory,
     metrics::{AuditCounters, VmCounters},
     units::{Generation, PageRange, bytes},
-    vm::descriptor::{ProcessId, VmDescriptor},
-    watch::tracker::Command,
+    vm::{
+        descriptor::{ProcessId, VmDescriptor},
+        printable,
+    },
+    watch::{tracker::Command, unsettled::Looks},
 };
 
 /// Why a job has no answer.
@@ -120,6 +123,8 @@ pub struct Vm {
     memory: RwLock<Memory>,
     progress: Mutex<IndexProgress>,
     freshness: Mutex<Freshness>,
+    /// Looks at the VMM's open files.
+    direct_io: Mutex<Looks>,
     commands: mpsc::SyncSender<Command>,
     /// Figures for `/metrics`.
     pub counters: VmCounters,
@@ -149,6 +154,10 @@ impl Vm {
             map: RwLock::new(PageMap::new(layout)),
             memory: RwLock::default(),
             progress: Mutex::new(IndexProgress { total: descriptor.pages(), ..IndexProgress::default() }),
+            direct_io: Mutex::new(Looks {
+                found: descriptor.direct_io.is_some().then(Instant::now),
+                none: None,
+            }),
             descriptor: RwLock::new(descriptor),
             freshness: Mutex::new(Freshness { as_of: now, oldest_mark: None, audited: now }),
             commands,
@@ -234,6 +243,7 @@ impl Vm {
             generation,
             tracking: status.tracking,
             advisory_reasons: status.reasons,
+            direct_io: descriptor.direct_io.as_deref().map(printable),
             witnesses: status.witnesses,
             coverage: status.coverage,
             pages,
@@ -267,6 +277,23 @@ impl Vm {
         let deadline = Instant::now() + timeout;
         self.ask(timeout + Duration::from_secs(1), |reply| Command::Sync { deadline, still: true, reply })
             .await
+    }
+
+    /// Before all direct I/O of the VMM is made to come to an end: see [`Self::drained`].
+    ///
+    /// # Errors
+    /// If the VM ends, or its tracker is very busy.
+    pub(crate) async fn close_unsettled(&self) -> Result<Instant, JobError> {
+        self.ask(Duration::from_secs(10), |reply| Command::CloseUnsettled { reply }).await
+    }
+
+    /// After `close_unsettled` gave `mark`, there was a moment at which no direct I/O was under way. Returns when all pages that were published before have
+    /// been read once more.
+    ///
+    /// # Errors
+    /// If the VM ends or the time is up.
+    pub(crate) async fn drained(&self, mark: Instant, timeout: Duration) -> Result<(), JobError> {
+        self.ask(timeout, |reply| Command::Drained { mark, reply }).await
     }
 
     /// Reads every current page again and compares.
@@ -357,9 +384,10 @@ impl Vm {
         self.map.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a page has been written since it was read, or was not read yet.
     pub(crate) fn is_stale(&self, page: u32) -> bool {
         let map = self.map();
-        page >= map.pages() || map.page(page).state == PageState::Stale
+        page >= map.pages() || map.page(page).held == PageState::Stale
     }
 
     /// Returns whether tracking became exact or advisory.
@@ -385,5 +413,16 @@ impl Vm {
     /// When the witnesses were last asked. To be taken before the map that it is to be shown with.
     pub(crate) fn freshness(&self) -> Freshness {
         *self.freshness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that discovery began to look at the VMM's open files at this time, and whether it found any for direct I/O.
+    pub(super) fn note_direct_io(&self, at: Instant, found: bool) {
+        let mut looks = self.direct_io.lock().unwrap_or_else(PoisonError::into_inner);
+        *if found { &mut looks.found } else { &mut looks.none } = Some(at);
+    }
+
+    /// What those looks found.
+    pub(crate) fn direct_io_looks(&self) -> Looks {
+        *self.direct_io.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

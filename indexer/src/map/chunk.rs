@@ -2,9 +2,9 @@
 
 use std::{ops::Range, sync::Arc};
 
-use memdex_wire::{Fingerprint, page::PageState, vm::PageCounts};
+use memdex_wire::{Fingerprint, page::PageState};
 
-use super::Change;
+use super::{Change, counts::Counts};
 use crate::units::Generation;
 
 /// Pages in a chunk: as many as a huge page has.
@@ -24,8 +24,11 @@ pub enum Content {
 /// What is known of one page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageView {
-    /// The state as the API shows it.
+    /// The state as the API shows it: an unsettled page is stale.
     pub state: PageState,
+    /// The state as far as any write can be seen: `Stale` only if the page has been written since it was read, or was not read yet. Other
+    /// than `state` for unsettled pages alone.
+    pub held: PageState,
     /// The fingerprint of a current page, the last known one of a stale page.
     pub fingerprint: Option<Fingerprint>,
     /// Generation in which the content last changed.
@@ -40,6 +43,9 @@ const KNOWN: u8 = 3;
 const KIND: u8 = 3;
 /// Set while the page may have been written since its content was read.
 const STALE: u8 = 4;
+/// Set while direct I/O from before the page was armed may still arrive in it. Never together with `STALE`, nor in an absent page: a request
+/// that is under way has its page.
+const UNSETTLED: u8 = 8;
 
 #[derive(Debug, Clone)]
 pub(super) enum Chunk {
@@ -80,7 +86,7 @@ impl Chunk {
                 (page, known, block.generation(index))
             }
         };
-        PageView { state: state(page), fingerprint, generation }
+        PageView { state: shown(page), held: held(page), fingerprint, generation }
     }
 
     /// The byte of a page: cheaper than [`Chunk::page`].
@@ -91,27 +97,33 @@ impl Chunk {
         }
     }
 
-    /// The one state of all pages, if there is one without looking at each.
+    /// The one state (as held) of all pages, if there is one without looking at each.
     pub(super) fn uniform_state(&self) -> Option<PageState> {
         match self {
-            Self::Alike { page, .. } => Some(state(*page)),
+            Self::Alike { page, .. } => Some(held(*page)),
             Self::Each(_) => None,
         }
     }
 
+    /// The state as held.
     pub(super) fn state(&self, index: usize) -> PageState {
-        state(self.byte(index))
+        held(self.byte(index))
     }
 
-    /// Counts into `newly` the pages that were not stale, by the state they had.
-    pub(super) fn mark_stale(&mut self, pages: Range<usize>, newly: &mut PageCounts) {
+    /// Whether direct I/O from before may still arrive in the page.
+    pub(super) fn unsettled(&self, index: usize) -> bool {
+        self.byte(index) & UNSETTLED != 0
+    }
+
+    /// Counts into `newly` the pages that were not stale, by what they were.
+    pub(super) fn mark_stale(&mut self, pages: Range<usize>, newly: &mut Counts) {
         if let Self::Alike { page, len, .. } = self {
             if *page & STALE != 0 {
                 return;
             }
             if pages.len() == usize::from(*len) {
-                add(newly, *page, u64::from(*len));
-                *page |= STALE;
+                newly.add(*page, u64::from(*len));
+                *page = *page & !UNSETTLED | STALE;
                 return;
             }
         }
@@ -122,10 +134,36 @@ impl Chunk {
         let block = self.block();
         for page in &mut block.pages[pages] {
             if *page & STALE == 0 {
-                add(newly, *page, 1);
-                *page |= STALE;
+                newly.add(*page, 1);
+                *page = *page & !UNSETTLED | STALE;
             }
         }
+    }
+
+    /// Makes pages that are not stale settled, or unsettled. Returns whether anything is different from before.
+    pub(super) fn settle(&mut self, pages: Range<usize>, settled: bool, counts: &mut Counts) -> bool {
+        let turned = |byte: u8| match byte & (KIND | STALE) {
+            ZERO | KNOWN if settled => byte & !UNSETTLED,
+            ZERO | KNOWN => byte | UNSETTLED,
+            _ => byte,
+        };
+        if let Self::Alike { page, len, .. } = self
+            && pages.len() == usize::from(*len)
+        {
+            let (before, after) = (*page, turned(*page));
+            *page = after;
+            counts.turn(before, after, u64::from(*len));
+            return before != after;
+        }
+        if pages.clone().all(|index| turned(self.byte(index)) == self.byte(index)) {
+            return false;
+        }
+        for page in &mut self.block().pages[pages] {
+            let before = *page;
+            *page = turned(before);
+            counts.turn(before, *page, 1);
+        }
+        true
     }
 
     /// Returns whether anything is different from before.
@@ -134,16 +172,20 @@ impl Chunk {
         start: usize,
         contents: &[Option<Content>],
         first_page: u32,
-        generation: Generation,
-        counts: &mut PageCounts,
+        how: Publication,
+        counts: &mut Counts,
         changes: &mut Vec<Change>,
     ) -> bool {
-        if let Some(touched) = self.publish_alike(contents, generation, counts) {
+        if let Some(touched) = self.publish_alike(contents, how, counts) {
             return touched;
         }
         let nothing_new = contents.iter().enumerate().all(|(i, content)| {
             content.is_none_or(|content| {
-                self.byte(start + i) & STALE == 0 && content_of(&self.page(start + i)) == Some(content)
+                let fingerprint = match content {
+                    Content::Fingerprint(fingerprint) => Some(fingerprint),
+                    Content::Absent | Content::Zero => None,
+                };
+                self.byte(start + i) == how.byte(content) && self.page(start + i).fingerprint == fingerprint
             })
         });
         if nothing_new {
@@ -152,7 +194,7 @@ impl Chunk {
         let block = self.block();
         for (i, content) in contents.iter().enumerate() {
             let Some(content) = content else { continue };
-            block.set(start + i, first_page + i as u32, *content, generation, counts, changes);
+            block.set(start + i, first_page + i as u32, *content, how, counts, changes);
         }
         true
     }
@@ -161,41 +203,35 @@ impl Chunk {
     fn publish_alike(
         &mut self,
         contents: &[Option<Content>],
-        generation: Generation,
-        counts: &mut PageCounts,
+        how: Publication,
+        counts: &mut Counts,
     ) -> Option<bool> {
         let Self::Alike { page, len, generation: since } = self else { return None };
-        let kind = match contents.first()? {
-            Some(Content::Absent) => ABSENT,
-            Some(Content::Zero) => ZERO,
-            _ => return None,
+        let byte = match (*contents.first()?)? {
+            Content::Fingerprint(_) => return None,
+            content => how.byte(content),
         };
         if contents.len() != usize::from(*len) || contents.iter().any(|content| *content != contents[0]) {
             return None;
         }
-        if *page == kind {
+        if *page == byte {
             return Some(false);
         }
-        if *page & KIND != kind {
-            *since = generation;
+        if *page & KIND != byte & KIND {
+            *since = how.generation;
         }
-        take(counts, *page, u64::from(*len));
-        *page = kind;
-        add(counts, *page, u64::from(*len));
+        counts.turn(*page, byte, u64::from(*len));
+        *page = byte;
         Some(true)
     }
 
-    pub(super) fn count(&self, counts: &mut PageCounts) {
+    pub(super) fn count(&self, counts: &mut Counts) {
         match self {
-            Self::Alike { page, len, .. } => {
-                add(counts, *page, u64::from(*len));
-                counts.total += u64::from(*len);
-            }
+            Self::Alike { page, len, .. } => counts.add(*page, u64::from(*len)),
             Self::Each(block) => {
                 for page in &block.pages[..usize::from(block.len)] {
-                    add(counts, *page, 1);
+                    counts.add(*page, 1);
                 }
-                counts.total += u64::from(block.len);
             }
         }
     }
@@ -261,19 +297,19 @@ impl Block {
         index: usize,
         page: u32,
         content: Content,
-        generation: Generation,
-        counts: &mut PageCounts,
+        how: Publication,
+        counts: &mut Counts,
         changes: &mut Vec<Change>,
     ) {
         let byte = self.pages[index];
         let before = (byte & KIND == KNOWN).then(|| self.fingerprints[index]);
-        let (kind, after) = match content {
-            Content::Absent => (ABSENT, None),
-            Content::Zero => (ZERO, None),
-            Content::Fingerprint(fingerprint) => (KNOWN, Some(fingerprint)),
+        let after = match content {
+            Content::Absent | Content::Zero => None,
+            Content::Fingerprint(fingerprint) => Some(fingerprint),
         };
-        if byte & KIND != kind || before != after {
-            self.set_generation(index, generation);
+        let now = how.byte(content);
+        if byte & KIND != now & KIND || before != after {
+            self.set_generation(index, how.generation);
             if let Some(after) = after {
                 self.fingerprints[index] = after;
             }
@@ -281,9 +317,8 @@ impl Block {
                 changes.push(Change { page, before, after });
             }
         }
-        take(counts, byte, 1);
-        self.pages[index] = kind;
-        add(counts, kind, 1);
+        counts.turn(byte, now, 1);
+        self.pages[index] = now;
     }
 
     fn set_generation(&mut self, index: usize, generation: Generation) {
@@ -299,16 +334,27 @@ impl Block {
     }
 }
 
-fn content_of(view: &PageView) -> Option<Content> {
-    match (view.state, view.fingerprint) {
-        (PageState::Absent, _) => Some(Content::Absent),
-        (PageState::Zero, _) => Some(Content::Zero),
-        (PageState::Current, Some(fingerprint)) => Some(Content::Fingerprint(fingerprint)),
-        _ => None,
+/// In which generation something is published, and whether it is settled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Publication {
+    pub(super) generation: Generation,
+    pub(super) settled: bool,
+}
+
+impl Publication {
+    /// What becomes of a page's byte.
+    fn byte(self, content: Content) -> u8 {
+        let unsettled = if self.settled { 0 } else { UNSETTLED };
+        match content {
+            Content::Absent => ABSENT,
+            Content::Zero => ZERO | unsettled,
+            Content::Fingerprint(_) => KNOWN | unsettled,
+        }
     }
 }
 
-fn state(page: u8) -> PageState {
+/// The state as far as any write can be seen.
+pub(super) fn held(page: u8) -> PageState {
     match page & (STALE | KIND) {
         ABSENT => PageState::Absent,
         ZERO => PageState::Zero,
@@ -317,19 +363,7 @@ fn state(page: u8) -> PageState {
     }
 }
 
-fn counter(counts: &mut PageCounts, page: u8) -> &mut u64 {
-    match state(page) {
-        PageState::Absent => &mut counts.absent,
-        PageState::Zero => &mut counts.zero,
-        PageState::Current => &mut counts.current,
-        PageState::Stale => &mut counts.stale,
-    }
-}
-
-fn add(counts: &mut PageCounts, page: u8, pages: u64) {
-    *counter(counts, page) += pages;
-}
-
-fn take(counts: &mut PageCounts, page: u8, pages: u64) {
-    *counter(counts, page) -= pages;
+/// The state as the API shows it.
+pub(super) fn shown(page: u8) -> PageState {
+    if page & UNSETTLED == 0 { held(page) } else { PageState::Stale }
 }

@@ -12,8 +12,16 @@
 //!
 //! A page's *content* (what was last read) and its being *stale* (written since) are kept apart, because a page that was
 //! written with the same bytes keeps its generation, and because `stale` pages still show their last fingerprint.
+//!
+//! # Settled and unsettled
+//!
+//! A page that was read while direct I/O was possible is *unsettled*: a request from before it was armed may still put bytes into it, and no witness
+//! would tell. Users must be able to rely on `current`, so such a page is *shown* as stale, with its last fingerprint. But it is nearly always what
+//! it was, so all who check what they use (diffs, look-ups by content, the rounds of a migration) go by the state that it *holds*. It is a bit in the byte
+//! that each page has anyway, goes with the first write that is seen, and is taken away by the tracker when the page has been read once more.
 
 mod chunk;
+mod counts;
 mod index;
 mod layout;
 mod snapshot;
@@ -25,8 +33,9 @@ use roaring::RoaringBitmap;
 
 use crate::units::{Generation, PageRange};
 
-use chunk::{CHUNK_PAGES, Chunk};
+use chunk::{CHUNK_PAGES, Chunk, Publication};
 pub use chunk::{Content, PageView};
+use counts::Counts;
 pub use index::{ContentIndex, IndexStatistics, MapId, Place};
 pub use layout::{Layout, LayoutRegion};
 pub use snapshot::MapSnapshot;
@@ -47,7 +56,7 @@ pub struct Change {
 pub struct PageMap {
     layout: Arc<Layout>,
     chunks: Vec<Chunk>,
-    counts: PageCounts,
+    counts: Counts,
     generation: Generation,
     /// Snapshots from before this generation speak of other page numbers.
     layout_since: Generation,
@@ -65,7 +74,7 @@ impl PageMap {
         let mut map = Self {
             layout,
             chunks: Vec::new(),
-            counts: PageCounts::default(),
+            counts: Counts::default(),
             generation,
             layout_since: generation,
         };
@@ -82,7 +91,7 @@ impl PageMap {
     /// Number of pages.
     #[must_use]
     pub fn pages(&self) -> u32 {
-        self.counts.total as u32
+        self.counts.as_held().total as u32
     }
 
     /// Counts every change.
@@ -97,10 +106,16 @@ impl PageMap {
         Generation(self.generation.0 + 1)
     }
 
-    /// Number of pages in each state.
+    /// Number of pages in each state, as they are shown.
     #[must_use]
     pub fn counts(&self) -> PageCounts {
-        self.counts
+        self.counts.as_shown()
+    }
+
+    /// The same with unsettled pages counted as what they held when they were read.
+    #[must_use]
+    pub fn held_counts(&self) -> PageCounts {
+        self.counts.as_held()
     }
 
     /// What is known of one page.
@@ -116,39 +131,53 @@ impl PageMap {
     /// Says that pages may have been written: they are stale from now on, whatever is known of them.
     /// Pages outside the map are passed over. Returns how many were not stale before.
     pub fn mark_stale(&mut self, runs: &[PageRange]) -> u64 {
-        let mut newly = PageCounts::default();
+        let mut newly = Counts::default();
         for run in runs {
             self.each_chunk(run.clone(), |chunk, pages, _| chunk.mark_stale(pages, &mut newly));
         }
-        let marked = newly.absent + newly.zero + newly.current;
+        let marked = self.counts.gone_stale(&newly);
         if marked > 0 {
-            self.counts.absent -= newly.absent;
-            self.counts.zero -= newly.zero;
-            self.counts.current -= newly.current;
-            self.counts.stale += marked;
             self.generation.0 += 1;
         }
         marked
+    }
+
+    /// Says that these pages are settled from now on, or unsettled. Stale and absent ones stay as they are.
+    pub fn set_settled(&mut self, runs: &[PageRange], settled: bool) {
+        let mut counts = self.counts;
+        let mut touched = false;
+        for run in runs {
+            self.each_chunk(run.clone(), |chunk, pages, _| {
+                touched |= chunk.settle(pages, settled, &mut counts);
+            });
+        }
+        if touched {
+            self.counts = counts;
+            self.generation.0 += 1;
+        }
     }
 
     /// Publishes what was read: `contents[i]` for page `first + i`, `None` for a page that could not be settled and
     /// stays as it is. The caller has to have kept the order *arm, read, hash, check* — see [`crate::watch`].
     /// Appends to `changes` what the reverse index must follow.
     ///
-    /// `generation` is what [`PageMap::next_generation`] said: once for all runs of a batch, however scattered they are.
+    /// `generation` is what [`PageMap::next_generation`] said: once for all runs of a batch, however scattered they are. `settled`: no direct I/O
+    /// from before the pages were armed can be under way.
     pub fn publish(
         &mut self,
         generation: Generation,
+        settled: bool,
         first: u32,
         contents: &[Option<Content>],
         changes: &mut Vec<Change>,
     ) {
+        let how = Publication { generation, settled };
         let mut counts = self.counts;
         let mut touched = false;
         let end = first + contents.len() as u32;
         self.each_chunk(first..end, |chunk, pages, page| {
             let contents = &contents[(page - first) as usize..][..pages.len()];
-            touched |= chunk.publish(pages.start, contents, page, generation, &mut counts, changes);
+            touched |= chunk.publish(pages.start, contents, page, how, &mut counts, changes);
         });
         if touched {
             self.counts = counts;
@@ -174,7 +203,7 @@ impl PageMap {
         }
         let pages = layout.pages();
         self.layout = layout;
-        self.counts = PageCounts::default();
+        self.counts = Counts::default();
         for chunk in &self.chunks {
             chunk.count(&mut self.counts);
         }
@@ -184,7 +213,7 @@ impl PageMap {
         changes
     }
 
-    /// The pages of a run that are in one of the given states.
+    /// The pages of a run that hold one of the given states: unsettled ones count as what they held when they were read.
     #[must_use]
     pub fn in_state(&self, pages: PageRange, states: &[PageState]) -> RoaringBitmap {
         let mut found = RoaringBitmap::new();
@@ -205,6 +234,28 @@ impl PageMap {
         found
     }
 
+    /// The unsettled pages of a run.
+    #[must_use]
+    pub fn unsettled(&self, pages: PageRange) -> RoaringBitmap {
+        let mut found = RoaringBitmap::new();
+        if self.counts().unsettled == 0 {
+            return found;
+        }
+        let (mut page, end) = (pages.start as usize, pages.end.min(self.pages()) as usize);
+        while page < end {
+            let (chunk, start) = (&self.chunks[page / CHUNK_PAGES], page % CHUNK_PAGES);
+            let len = (CHUNK_PAGES - start).min(end - page);
+            if chunk.uniform_state().is_none() {
+                let hits = (0..len).filter(|i| chunk.unsettled(start + i));
+                found.extend(hits.map(|i| (page + i) as u32));
+            } else if chunk.unsettled(start) {
+                found.insert_range(page as u32..(page + len) as u32);
+            }
+            page += len;
+        }
+        found
+    }
+
     /// A consistent picture of this moment.
     #[must_use]
     pub fn snapshot(&self) -> MapSnapshot {
@@ -218,10 +269,9 @@ impl PageMap {
 
     /// Appends unknown pages until there are `pages`.
     fn extend(&mut self, pages: u32) {
-        let (pages, have) = (pages as usize, self.counts.total as usize);
+        let (pages, have) = (pages as usize, self.pages() as usize);
         let mut missing = pages.saturating_sub(have);
-        self.counts.total = pages as u64;
-        self.counts.stale += missing as u64;
+        self.counts.add_unknown(missing as u64);
         if let Some(last) = self.chunks.last_mut() {
             let room = (CHUNK_PAGES - last.len()).min(missing);
             last.grow(room);

@@ -57,13 +57,13 @@ impl MapSnapshot {
         }
     }
 
-    /// The fingerprints of all current pages, one for each page.
+    /// The fingerprints of all pages that hold one, settled or not; one for each page.
     pub fn current_fingerprints(&self) -> impl Iterator<Item = Fingerprint> + '_ {
         self.chunks
             .iter()
             .filter(|chunk| chunk.uniform_state().is_none())
             .flat_map(|chunk| (0..chunk.len()).map(|index| chunk.page(index)))
-            .filter(|view| view.state == PageState::Current)
+            .filter(|view| view.held == PageState::Current)
             .filter_map(|view| view.fingerprint)
     }
 

@@ -10,16 +10,26 @@ use super::*;
 struct ModelPage {
     content: Option<Content>,
     stale: bool,
+    unsettled: bool,
     generation: u64,
 }
+
+const UNKNOWN: ModelPage = ModelPage { content: None, stale: true, unsettled: false, generation: 0 };
 
 #[derive(Debug, Clone)]
 enum Step {
     Stale(u32, u32),
-    Publish(u32, Vec<Option<Content>>),
-    Fill(Content),
+    Publish(u32, bool, Vec<Option<Content>>),
+    Fill(bool, Content),
+    Settle(u32, u32, bool),
     Compact,
     Relayout(u32, u32),
+}
+
+impl ModelPage {
+    fn may_unsettle(&self) -> bool {
+        !self.stale && self.content != Some(Content::Absent)
+    }
 }
 
 fn layout(pages: u32) -> Arc<Layout> {
@@ -48,9 +58,10 @@ fn content() -> impl Strategy<Value = Content> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0u32..1400, 0u32..600).prop_map(|(start, len)| Step::Stale(start, len)),
-        8 => (0u32..1400, prop::collection::vec(prop::option::weighted(0.9, content()), 1..40))
-            .prop_map(|(first, contents)| Step::Publish(first, contents)),
-        1 => content().prop_map(Step::Fill),
+        8 => (0u32..1400, any::<bool>(), prop::collection::vec(prop::option::weighted(0.9, content()), 1..40))
+            .prop_map(|(first, settled, contents)| Step::Publish(first, settled, contents)),
+        1 => (any::<bool>(), content()).prop_map(|(settled, content)| Step::Fill(settled, content)),
+        2 => (0u32..1400, 0u32..600, any::<bool>()).prop_map(|(start, len, settled)| Step::Settle(start, len, settled)),
         1 => Just(Step::Compact),
         1 => (1u32..1500, 0u32..1500).prop_map(|(pages, keep)| Step::Relayout(pages, keep)),
     ]
@@ -58,31 +69,41 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn check(map: &PageMap, model: &[ModelPage]) -> Result<(), TestCaseError> {
     let mut counts = PageCounts { total: model.len() as u64, ..PageCounts::default() };
+    let mut held_counts = counts;
     for (page, expected) in model.iter().enumerate() {
         let view = map.page(page as u32);
-        let state = match (expected.stale, expected.content) {
+        let held = match (expected.stale, expected.content) {
             (true, _) | (_, None) => PageState::Stale,
             (false, Some(Content::Absent)) => PageState::Absent,
             (false, Some(Content::Zero)) => PageState::Zero,
             (false, Some(Content::Fingerprint(_))) => PageState::Current,
         };
-        match state {
-            PageState::Stale => counts.stale += 1,
-            PageState::Absent => counts.absent += 1,
-            PageState::Zero => counts.zero += 1,
-            PageState::Current => counts.current += 1,
+        let state = if expected.unsettled { PageState::Stale } else { held };
+        for (state, counts) in [(state, &mut counts), (held, &mut held_counts)] {
+            match state {
+                PageState::Stale => counts.stale += 1,
+                PageState::Absent => counts.absent += 1,
+                PageState::Zero => counts.zero += 1,
+                PageState::Current => counts.current += 1,
+            }
         }
+        counts.unsettled += u64::from(expected.unsettled);
         let fingerprint = match expected.content {
             Some(Content::Fingerprint(fingerprint)) => Some(fingerprint),
             _ => None,
         };
         prop_assert_eq!(view.state, state, "page {}", page);
+        prop_assert_eq!(view.held, held, "page {}", page);
         prop_assert_eq!(view.fingerprint, fingerprint, "page {}", page);
         // Compacting may make a generation later, never earlier: a reader looks once too often at most.
         prop_assert!(view.generation.0 >= expected.generation, "page {}", page);
         prop_assert!(view.generation <= map.generation());
     }
     prop_assert_eq!(map.counts(), counts);
+    prop_assert_eq!(map.held_counts(), held_counts);
+    let unsettled: RoaringBitmap =
+        (0..model.len() as u32).filter(|page| model[*page as usize].unsettled).collect();
+    prop_assert_eq!(map.unsettled(0..u32::MAX), unsettled);
     Ok(())
 }
 
@@ -92,7 +113,7 @@ proptest! {
     #[test]
     fn the_map_agrees_with_the_model_and_snapshots_never_move(steps in prop::collection::vec(step(), 1..40)) {
         let mut map = PageMap::new(layout(1300));
-        let mut model = vec![ModelPage { content: None, stale: true, generation: 0 }; 1300];
+        let mut model = vec![UNKNOWN; 1300];
         let mut kept = Vec::new();
         for step in steps {
             let before = map.generation();
@@ -105,21 +126,28 @@ proptest! {
                     for page in model.iter_mut().skip(start as usize).take(len as usize) {
                         expected += u64::from(!page.stale);
                         page.stale = true;
+                        page.unsettled = false;
                     }
                     prop_assert_eq!(marked, expected);
                     prop_assert_eq!(map.generation() > before, expected > 0);
                 }
-                Step::Publish(first, mut contents) => {
+                Step::Publish(first, settled, mut contents) => {
                     contents.truncate(model.len().saturating_sub(first as usize));
                     let mut changes = Vec::new();
-                    map.publish(map.next_generation(), first, &contents, &mut changes);
-                    apply(&mut model, first, &contents, map.generation(), &changes)?;
+                    map.publish(map.next_generation(), settled, first, &contents, &mut changes);
+                    apply(&mut model, settled, first, &contents, map.generation(), &changes)?;
                 }
-                Step::Fill(content) => {
+                Step::Fill(settled, content) => {
                     let contents = vec![Some(content); model.len()];
                     let mut changes = Vec::new();
-                    map.publish(map.next_generation(), 0, &contents, &mut changes);
-                    apply(&mut model, 0, &contents, map.generation(), &changes)?;
+                    map.publish(map.next_generation(), settled, 0, &contents, &mut changes);
+                    apply(&mut model, settled, 0, &contents, map.generation(), &changes)?;
+                }
+                Step::Settle(start, len, settled) => {
+                    map.set_settled(std::slice::from_ref(&(start..start + len)), settled);
+                    for page in model.iter_mut().skip(start as usize).take(len as usize) {
+                        page.unsettled = !settled && page.may_unsettle();
+                    }
                 }
                 Step::Compact => map.compact(),
                 Step::Relayout(pages, keep) => {
@@ -130,7 +158,7 @@ proptest! {
                         .filter(|page| matches!(page.content, Some(Content::Fingerprint(_))));
                     prop_assert_eq!(gone.len(), lost.count());
                     model.truncate(keep);
-                    model.resize(pages as usize, ModelPage { content: None, stale: true, generation: 0 });
+                    model.resize(pages as usize, UNKNOWN);
                     prop_assert_eq!(map.snapshot().record_count(Some(before)), u64::from(pages));
                 }
             }
@@ -147,13 +175,14 @@ proptest! {
                 prop_assert_eq!(record.fingerprint, view.fingerprint);
             }
             let stale = snapshot.in_state(0..snapshot.pages(), &[PageState::Stale]);
-            prop_assert_eq!(stale.len(), snapshot.counts().stale);
+            prop_assert_eq!(stale.len(), snapshot.held_counts().stale);
         }
     }
 }
 
 fn apply(
     model: &mut [ModelPage],
+    settled: bool,
     first: u32,
     contents: &[Option<Content>],
     generation: Generation,
@@ -175,6 +204,7 @@ fn apply(
             page.content = Some(*content);
             page.generation = generation.0;
         }
+        page.unsettled = !settled && page.may_unsettle();
     }
     prop_assert_eq!(changes, &expected[..]);
     Ok(())
@@ -185,11 +215,11 @@ fn changed_since_names_exactly_what_changed_and_what_is_in_doubt() {
     let mut map = PageMap::new(layout(2000));
     let mut changes = Vec::new();
     let content = |n| Some(Content::Fingerprint(Fingerprint::new([n; 32])));
-    map.publish(map.next_generation(), 0, &vec![Some(Content::Zero); 2000], &mut changes);
-    map.publish(map.next_generation(), 10, &[content(1), content(2)], &mut changes);
+    map.publish(map.next_generation(), true, 0, &vec![Some(Content::Zero); 2000], &mut changes);
+    map.publish(map.next_generation(), true, 10, &[content(1), content(2)], &mut changes);
     let since = map.generation();
     map.mark_stale(&[10..12, 100..101]);
-    map.publish(map.next_generation(), 10, &[content(1), content(3)], &mut changes);
+    map.publish(map.next_generation(), true, 10, &[content(1), content(3)], &mut changes);
     let pages: Vec<_> =
         map.snapshot().records(Some(since)).map(|record| (record.page, record.state)).collect();
     assert_eq!(pages, [(11, PageState::Current), (100, PageState::Stale)]);
@@ -205,6 +235,6 @@ fn a_future_generation_gets_the_whole_map() {
 #[test]
 fn an_all_zero_vm_takes_next_to_no_memory() {
     let mut map = PageMap::new(layout(1 << 20));
-    map.publish(map.next_generation(), 0, &vec![Some(Content::Zero); 1 << 20], &mut Vec::new());
+    map.publish(map.next_generation(), true, 0, &vec![Some(Content::Zero); 1 << 20], &mut Vec::new());
     assert!(map.chunks.iter().all(|chunk| chunk.uniform_state() == Some(PageState::Zero)));
 }

@@ -21,7 +21,9 @@ pub struct VmDescriptor {
     pub regions: Vec<Region>,
     /// KVM's memory slots; empty without KVM or if they could not be read.
     pub memslots: Vec<Memslot>,
-    /// Ways to write this VM's memory that tracking cannot see (VFIO, direct I/O, foreign mappings …), in words.
+    /// The first file that the VMM has open for direct I/O: its disks write guest memory some time after the page tables have shown it.
+    pub direct_io: Option<PathBuf>,
+    /// Ways to write this VM's memory that tracking cannot see (VFIO, registered buffers, foreign mappings …), in words.
     pub doubts: Vec<String>,
 }
 

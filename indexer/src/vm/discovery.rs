@@ -122,6 +122,13 @@ impl Discovery {
         self.in_order()
     }
 
+    /// When the open files of a VMM were last looked at (the time at which that began), and whether one was open for direct I/O.
+    #[must_use]
+    pub fn direct_io(&self, process: ProcessId) -> Option<(Instant, bool)> {
+        let (_, watched) = self.watched.iter().find(|((id, _), _)| *id == process)?;
+        watched.direct_io()
+    }
+
     /// How many processes were there at the last sweep.
     #[must_use]
     pub fn processes(&self) -> usize {

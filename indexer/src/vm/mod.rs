@@ -33,6 +33,7 @@ mod table;
 mod watched;
 
 pub use discovery::Discovery;
+pub(crate) use doubts::printable;
 pub use filter::NameFilter;
 pub(crate) use foreign::writable_mappers;
 pub use kvm::KvmVm;

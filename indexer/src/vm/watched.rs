@@ -156,6 +156,11 @@ impl Watched {
         self.last.as_ref()
     }
 
+    /// When its open files were last looked at, and whether one was open for direct I/O.
+    pub(crate) fn direct_io(&self) -> Option<(Instant, bool)> {
+        self.looked.map(|at| (at, self.open.direct_io.is_some()))
+    }
+
     fn try_look(&mut self, sources: &Sources<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<VmDescriptor>> {
         let Sources { process, program, now, .. } = *sources;
         let dir = ProcessDir::open(process.pid)?;
@@ -229,6 +234,7 @@ impl Watched {
             accelerator,
             regions,
             memslots,
+            direct_io: self.open.direct_io.clone(),
             doubts,
         }))
     }

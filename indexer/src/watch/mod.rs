@@ -39,8 +39,9 @@
 //! # What this cannot see
 //!
 //! Writes that do not go through the VMM's page table: devices behind VFIO, another process with its own mapping of the RAM
-//! file, direct I/O that pinned its pages before they were armed. Discovery looks for each of these; where one is
-//! possible the VM is `advisory` and says why.
+//! file. Discovery looks for each of these; where one is possible the VM is `advisory` and says why. Direct I/O that pinned its pages before they were
+//! armed is not seen either, but it comes to an end: until then what was read is *unsettled* ([unsettled]). The fault that pins an armed page
+//! raises no exception, so eBPF does not mark it: where direct I/O is possible the page tables are scanned all the time.
 
 pub mod claim;
 pub mod ebpf;
@@ -54,4 +55,5 @@ mod protocol;
 mod ptrace;
 pub(crate) mod queue;
 pub mod tracker;
+pub(crate) mod unsettled;
 pub mod userfault;

@@ -67,6 +67,8 @@ pub(super) fn state(vm: &VmInfo) -> String {
         format!("{} MISMATCHES", vm.mismatches)
     } else if vm.indexed.done < vm.indexed.total {
         format!("indexing {}", percent(vm.indexed.done, vm.indexed.total))
+    } else if vm.pages.unsettled > 0 {
+        format!("indexed, {} settling", percent(vm.pages.unsettled, vm.pages.total))
     } else {
         "indexed".to_owned()
     }

@@ -150,6 +150,7 @@ fn vm(id: &str, name: &str, pid: u32) -> VmInfo {
         generation: 4711,
         tracking: Tracking::Exact,
         advisory_reasons: vec![],
+        direct_io: None,
         witnesses: vec![Witness {
             name: "write-protect".to_owned(),
             status: WitnessStatus::Active,
@@ -159,7 +160,14 @@ fn vm(id: &str, name: &str, pid: u32) -> VmInfo {
             region("/dev/shm/ram0", 0, FIRST_REGION),
             region("anonymous", FIRST_REGION, PAGES - FIRST_REGION),
         ],
-        pages: PageCounts { total: PAGES, absent: counts, zero: counts, current: counts, stale: counts },
+        pages: PageCounts {
+            total: PAGES,
+            absent: counts,
+            zero: counts,
+            current: counts,
+            stale: counts,
+            unsettled: 0,
+        },
         indexed: IndexProgress { done: PAGES, total: PAGES, elapsed_ms: 5 },
         staleness_ms: 40,
         oldest_mark_ms: 0,
@@ -237,8 +245,14 @@ async fn sync(State(vms): State<Vms>, Path(key): Path<String>, body: Bytes) -> R
     }
     tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
     with(&vms, &key, |vm| {
-        axum::Json(SyncReport { vm: vm.id, generation: vm.generation, pages: vm.pages, elapsed_ms: 7 })
-            .into_response()
+        axum::Json(SyncReport {
+            vm: vm.id,
+            generation: vm.generation,
+            pages: vm.pages,
+            unsettled_read: 0,
+            elapsed_ms: 7,
+        })
+        .into_response()
     })
 }
 

@@ -64,7 +64,11 @@ pub(super) fn command(scratch: &Scratch, name: &str, options: &Options, paths: &
         // The two ends of a migration have the same file open, which is safe: a QEMU that waits leaves it alone, and the
         // source gives it up before the destination takes it. QEMU's own locks stay on, and refuse the disk to the
         // second one should both ever want to run. Raw, because there is nothing in it that a QEMU would remember.
-        command.arg("-drive").arg(format!("if=none,id=root,format=raw,file={}", escaped(disk)));
+        command.arg("-drive").arg(format!(
+            "if=none,id=root,format=raw,{},file={}",
+            options.disk_access,
+            escaped(disk)
+        ));
         command.args(["-device", "virtio-blk-pci,drive=root"]);
     }
     if options.balloon {

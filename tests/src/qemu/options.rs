@@ -87,6 +87,8 @@ pub struct Options {
     pub boot: Option<Boot>,
     /// A raw disk image of this guest alone, `/dev/vda`; its writes stay in it.
     pub disk: Option<PathBuf>,
+    /// How QEMU opens it, as `cache=none,aio=native`; by default through the host's page cache.
+    pub disk_access: &'static str,
     /// Wait for a guest that migrates here (`-incoming defer`) instead of booting one.
     pub incoming: bool,
     /// Run as this user.
@@ -114,6 +116,7 @@ impl Options {
             accelerator,
             boot: None,
             disk: None,
+            disk_access: "cache=writeback",
             incoming: false,
             uid: None,
             balloon: false,

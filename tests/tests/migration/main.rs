@@ -4,10 +4,12 @@
 //! - [`kills`], [`broken_link`], [`no_convergence`], [`calling_off`], [`no_room`]: something does. What has to hold afterwards, whatever it was, is
 //!   in [`stage`]. `MEMDEX_FAULT_RUNS` says how often each is tried, `MEMDEX_FAULT_SEED` at which moments.
 //! - [`lying_source`], [`lying_destination`]: the other end is a [`liar`].
+//! - [`direct_io`]: a guest whose disk is opened with `cache=none`.
 //! - [`several`]: guests that move together.
 
 mod broken_link;
 mod calling_off;
+mod direct_io;
 mod hosts;
 mod kills;
 mod liar;

@@ -238,9 +238,10 @@ impl Outgoing {
             tokio::task::spawn_blocking(move || streams.send(io, &runtime));
         }
         let downtime = Duration::from_millis(self.request.downtime_ms.unwrap_or(DOWNTIME_MS));
-        if self.request.on_no_converge == OnNoConverge::Throttle {
+        let may_drain = self.vm.descriptor().direct_io.is_some();
+        if may_drain || self.request.on_no_converge == OnNoConverge::Throttle {
             self.orders(true, false)?;
-            // A throttle stops the guest; whatever becomes of it, the guest is made to run again.
+            // The guest is stopped for moments; whatever becomes of that, it is made to run again.
             self.stopped = true;
         }
         let mut rounds = Rounds {
@@ -250,11 +251,12 @@ impl Outgoing {
             on_no_converge: self.request.on_no_converge,
             throttle: None,
             throttled: 0,
+            may_drain,
             regions: self.regions.clone(),
         };
         let copied = rounds.run(&mut self.copier).await;
         rounds.end_throttle(&self.copier).await;
-        self.stopped = rounds.throttled > 0;
+        self.stopped = may_drain || rounds.throttled > 0;
         copied?;
         if self.request.on_no_converge == OnNoConverge::Stop {
             return self.switch_over().await;

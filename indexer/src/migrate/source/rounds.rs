@@ -21,6 +21,12 @@ use crate::{
     units::bytes,
 };
 
+/// What reading an unsettled page again takes.
+const REREAD: Duration = Duration::from_nanos(1500);
+/// Shortest time between two moments at which the guest is stopped so that its direct I/O comes to an end.
+const DRAIN_EVERY: Duration = Duration::from_secs(1);
+/// So often it is tried although the downtime would do without.
+const TRIES: u32 = 2;
 /// Time between two rounds that have next to nothing to tell: pages written now and then settle meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
 /// What stopping, the last look at the page table and the device state take, whatever there is to send.
@@ -52,6 +58,8 @@ pub(super) struct Rounds {
     pub(super) on_no_converge: OnNoConverge,
     pub(super) throttle: Option<Throttle>,
     pub(super) throttled: usize,
+    /// The guest may be stopped for a moment to let its direct I/O come to an end.
+    pub(super) may_drain: bool,
     /// Guest memory as it was when the ledger was made.
     pub(super) regions: Vec<LayoutRegion>,
 }
@@ -62,6 +70,8 @@ struct Rest {
     differing: Vec<(u32, Fingerprint)>,
     /// Pages whose content is not known right now.
     stale: u64,
+    /// Pages that have to be read again when the guest stands still, because direct I/O may have changed them. Nearly all will be what they were.
+    unsettled: u64,
 }
 
 impl Rest {
@@ -72,11 +82,12 @@ impl Rest {
 
 /// Compares what the map says with what the destination has.
 fn rest(snapshot: &MapSnapshot, ledger: &Ledger) -> Rest {
-    let mut rest = Rest { differing: Vec::new(), stale: 0 };
+    let mut rest = Rest { differing: Vec::new(), stale: 0, unsettled: snapshot.counts().unsettled };
     // Should there be more pages all of a sudden, that is noticed elsewhere.
     rest.stale += u64::from(snapshot.pages().abs_diff(ledger.pages()));
     for (page, view) in snapshot.views(0..ledger.pages()) {
-        let content = match view.state {
+        // A page that is not settled is sent like any other: should it turn out to be different, the last sync finds it.
+        let content = match view.held {
             PageState::Stale => {
                 rest.stale += 1;
                 continue;
@@ -94,7 +105,8 @@ fn rest(snapshot: &MapSnapshot, ledger: &Ledger) -> Rest {
 /// What has to be told once the guest stands still and every page is known.
 pub(super) fn last(vm: &Vm, ledger: &Ledger) -> Result<Vec<(u32, Fingerprint)>, u64> {
     let rest = rest(&vm.snapshot(), ledger);
-    if rest.stale > 0 { Err(rest.stale) } else { Ok(rest.differing) }
+    let unknown = rest.stale + rest.unsettled;
+    if unknown > 0 { Err(unknown) } else { Ok(rest.differing) }
 }
 
 impl Rounds {
@@ -103,6 +115,7 @@ impl Rounds {
         let began = Instant::now();
         let mut best = (u64::MAX, Instant::now(), 0u32);
         let (mut settled, mut just_settled) = (None::<Instant>, false);
+        let (mut drains, mut drained) = (0, began.checked_sub(DRAIN_EVERY).unwrap_or(began));
         let (mut gone_stale, mut dirty_rate, mut looked) = (self.gone_stale(), 0.0, Instant::now());
         loop {
             let before = rest(&self.vm.snapshot(), &copier.ledger);
@@ -149,14 +162,24 @@ impl Rounds {
                 (settled, just_settled) = (Some(Instant::now()), true);
                 continue;
             }
-            if first_pass_done && needed <= self.downtime {
+            let reread = REREAD * u32::try_from(rest.unsettled).unwrap_or(u32::MAX);
+            // Even if they fit the downtime a try is worth it: it is the guest that waits.
+            let worth_it = needed > self.downtime || drains < TRIES;
+            if first_pass_done && self.may_drain && reread > self.downtime / 10 && worth_it {
+                if drained.elapsed() >= DRAIN_EVERY {
+                    (drains, drained) = (drains + 1, Instant::now());
+                    self.drain().await?;
+                }
+                copier.meanwhile(sleep(PAUSE)).await?;
+            } else if first_pass_done && needed <= self.downtime {
                 // Now, so that next to nothing is left to digest while the guest stands still.
                 copier.ledger.root();
                 self.end_throttle(copier).await;
                 return Ok(());
             }
-            if !first_pass_done || rest.pages() < best.0.saturating_sub(best.0 / 10) {
-                best = (rest.pages(), Instant::now(), 0);
+            let left = rest.pages() + rest.unsettled;
+            if !first_pass_done || left < best.0.saturating_sub(best.0 / 10) {
+                best = (left, Instant::now(), 0);
                 continue;
             }
             best.2 += 1;
@@ -211,6 +234,22 @@ impl Rounds {
             }
         }
         if settled { Ok(()) } else { copier.meanwhile(settle).await }
+    }
+
+    /// Stops the guest for a moment, so that QEMU drains its I/O: then the unsettled pages need not wait to be read once more, and few are
+    /// left to be read when the guest stands still.
+    async fn drain(&self) -> Result<(), Stop> {
+        let Ok(mark) = self.vm.close_unsettled().await else { return Ok(()) };
+        let mut monitor = self.monitor.lock().await;
+        // One that is paused, by whomever, has drained its I/O.
+        if monitor.status().await? == "running" {
+            monitor.stop().await?;
+            monitor.cont().await?;
+        }
+        drop(monitor);
+        // If it takes longer, what is left counts in what would be left.
+        let _ = self.vm.drained(mark, SETTLE).await;
+        Ok(())
     }
 
     /// Every page has been looked at once.
@@ -276,7 +315,8 @@ fn needed(copier: &Copier, rest: &Rest, wire: u64, rate: f64) -> Duration {
     let each = if sent > 256 { contents / sent as f64 } else { UNMEASURED };
     let on_wire = rest.pages() as f64 * each.min(PAGE_SIZE as f64 * 1.1);
     let pages = u32::try_from(rest.pages()).unwrap_or(u32::MAX);
-    FIXED + PAGE * pages + Duration::from_secs_f64((on_wire / rate.max(1.0)).min(1e6))
+    let unsettled = u32::try_from(rest.unsettled).unwrap_or(u32::MAX);
+    FIXED + PAGE * pages + REREAD * unsettled + Duration::from_secs_f64((on_wire / rate.max(1.0)).min(1e6))
 }
 
 impl Copier {

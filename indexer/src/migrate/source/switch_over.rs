@@ -4,7 +4,7 @@
 //!
 //! 1. **stop.** QEMU stops the vCPUs and drains its I/O; when it answers, nothing of it writes the guest's memory any more, no disk either.
 //! 2. **sync.** The tracker audits the whole page table and settles what is stale; memory that cannot be watched exactly, and pages that a disk may have written
-//!    unseen, are read again. Afterwards no page is stale, or the migration fails.
+//!    unseen (the unsettled ones), are read again. Afterwards no page is stale or unsettled, or the migration fails.
 //! 3. **finish.** What differs from what the destination has confirmed is sent, unasked.
 //! 4. **compare.** Both ends digest all their fingerprints. Only if they agree does anything go on.
 //! 5. **device state.** QEMU's own migration, without memory, through the connection that is there anyway.
@@ -18,6 +18,7 @@ use std::{
 };
 
 use memdex_wire::{
+    job::SyncReport,
     migration::Phase,
     transfer::{ToDestination, ToSource},
 };
@@ -71,8 +72,9 @@ impl Outgoing {
 
         record.enter(Phase::Syncing);
         let mut rest = Err(0);
+        let mut unsettled = 0;
         for _ in 0..SYNCS {
-            sync(&self.vm).await?;
+            unsettled += sync(&self.vm).await?.unsettled_read;
             rest = last(&self.vm, &self.copier.ledger);
             if rest.is_ok() {
                 break;
@@ -115,7 +117,7 @@ impl Outgoing {
         let bytes = self.device_state().await?;
         let ms = |at: Duration| at.as_secs_f64() * 1e3;
         record.say(format!(
-            "stopped in {:.1} ms, known in {:.1}, {} pages sent in {:.1}, compared in {:.1}, {bytes} bytes of device state in {:.1} ms",
+            "stopped in {:.1} ms, known in {:.1} ({unsettled} unsettled pages read again), {} pages sent in {:.1}, compared in {:.1}, {bytes} bytes of device state in {:.1} ms",
             ms(stopped),
             ms(synced - stopped),
             rest.len(),
@@ -182,10 +184,9 @@ impl Outgoing {
     }
 }
 
-async fn sync(vm: &Vm) -> Result<(), Stop> {
+async fn sync(vm: &Vm) -> Result<SyncReport, Stop> {
     vm.sync_still(SYNC)
         .await
-        .map(drop)
         .map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))
 }
 

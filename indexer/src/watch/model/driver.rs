@@ -394,7 +394,7 @@ impl System {
                     batch.checked(written.into_iter().collect(), |pages| with_marks(&state.world, pages))
                 };
                 let mut changes: Vec<Change> = Vec::new();
-                let doubtful = checked.publish(&mut state.map, &mut state.queue, &mut changes);
+                let doubtful = checked.publish(true, &mut state.map, &mut state.queue, &mut changes);
                 self.follow(&changes);
                 for (page, truth) in pages.iter().zip(truth) {
                     state.published_wrong |=

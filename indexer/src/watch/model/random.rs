@@ -235,7 +235,7 @@ impl Life {
             let Some(fingerprint) = self.state.map.page(page).fingerprint else { continue };
             known += 1;
             places.clear();
-            index.candidates(&fingerprint.name(), &mut places);
+            index.candidates(fingerprint.prefix(), &mut places);
             assert!(places.contains(&Place { map: *id, page }), "the index does not know page {page}");
         }
         assert_eq!(index.statistics().entries, known, "the index knows contents that are no more");

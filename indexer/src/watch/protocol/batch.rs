@@ -135,9 +135,11 @@ impl Batch<Hashed> {
 }
 
 impl Batch<Checked> {
-    /// Publishes what is not in doubt; appends to `changes` what the reverse index must follow. Returns the pages that could not be settled.
+    /// Publishes what is not in doubt; appends to `changes` what the reverse index must follow. With `settled` nothing that was under way
+    /// before they were armed can change them any more. Returns the pages that could not be settled.
     pub(in crate::watch) fn publish(
         self,
+        settled: bool,
         map: &mut PageMap,
         queue: &mut Queue,
         changes: &mut Vec<Change>,
@@ -156,7 +158,7 @@ impl Batch<Checked> {
                 };
                 (!doubtful.contains(page)).then_some(content)
             }));
-            map.publish(generation, run.start, &contents, changes);
+            map.publish(generation, settled, run.start, &contents, changes);
         }
         for run in runs(&(&self.pages - &doubtful)) {
             queue.published(run);

@@ -19,7 +19,9 @@ impl Tracker {
             Ok(Command::StandAside { reply }) => self.stand_aside(reply),
             Ok(Command::Sync { reply, .. }) => drop(reply.send(Err(JobError::Receiving))),
             Ok(Command::Verify { reply }) => drop(reply.send(Err(JobError::Receiving))),
+            Ok(Command::CloseUnsettled { reply }) => drop(reply.send(Err(JobError::Receiving))),
             Ok(Command::Changed(descriptor)) => self.changed(descriptor),
+            Ok(Command::Drained { reply, .. }) => drop(reply.send(Err(JobError::Receiving))),
             Ok(Command::Wake) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(self.options.tick),
         }

@@ -137,7 +137,9 @@ impl Tracker {
             }
             let range = self.regions[region].range();
             let pages = if full {
-                RoaringBitmap::from_iter(range.clone())
+                let mut all = RoaringBitmap::new();
+                all.insert_range(range.clone());
+                all
             } else {
                 let mut pages = steered.clone();
                 pages.remove_range(..range.start);

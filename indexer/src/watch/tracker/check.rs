@@ -50,8 +50,8 @@ pub(super) struct Checked {
 
 /// A page that does not read as the map says.
 #[derive(Debug, Clone, Copy)]
-struct Differing {
-    page: u32,
+pub(super) struct Differing {
+    pub(super) page: u32,
     before: PageView,
     now: Content,
 }
@@ -103,10 +103,11 @@ impl History {
 }
 
 impl Tracker {
-    /// The pages of a window that are in one of these states, in order, as the map has them.
+    /// The pages of a window that are in one of these states, in order, as the map has them. Unsettled ones may differ: they are not among them.
     pub(super) fn known(&self, window: PageRange, states: &[PageState]) -> Vec<Known> {
         let map = self.vm.map();
-        map.in_state(window, states).iter().map(|page| (page, map.page(page))).collect()
+        let known = map.in_state(window.clone(), states) - map.unsettled(window);
+        known.iter().map(|page| (page, map.page(page))).collect()
     }
 
     /// Reads pages of one region again. `known` is what the map says right now: only this thread changes it.
@@ -160,7 +161,7 @@ impl Tracker {
     }
 
     /// Which pages no longer read as the map says; `None` if the region cannot be read.
-    fn differing(
+    pub(super) fn differing(
         &self,
         region: usize,
         known: &[Known],
@@ -252,7 +253,7 @@ impl Tracker {
     fn describe(&self, region: usize, differing: &Differing) {
         let Differing {
             page,
-            before: PageView { state, fingerprint, generation: Generation(generation) },
+            before: PageView { state, fingerprint, generation: Generation(generation), .. },
             now,
         } = *differing;
         let watched = &self.regions[region];

@@ -25,6 +25,8 @@ const TIGHT: u64 = 4;
 const ATTEMPTS: u32 = 5;
 /// So long a sync waits for a marked write to land, before it takes the mark for one without a write.
 const GRACE: Duration = Duration::from_millis(50);
+/// Unsettled pages read again at a time for a guest that stands still.
+const STILL_BATCH: u32 = 16384;
 /// Pages read again at a time by a verify.
 const VERIFY_BATCH: u32 = 4096;
 /// Mismatches described in the answer.
@@ -46,6 +48,9 @@ pub(super) struct SyncJob {
     deadline: Instant,
     /// No write is on its way: what is marked has landed, or never will.
     still: bool,
+    /// Unsettled pages, to be read once more: the guest stands still, so no direct I/O is under way.
+    unsettled: RoaringBitmap,
+    unsettled_read: u64,
     todo: RoaringBitmap,
     again: RoaringBitmap,
     attempt: u32,
@@ -75,7 +80,10 @@ impl Tracker {
         let began = Instant::now();
         self.take_marks();
         self.audit()?;
-        let mut todo = self.vm.snapshot().in_state(0..u32::MAX, &[PageState::Stale]);
+        let snapshot = self.vm.snapshot();
+        let mut todo = snapshot.in_state(0..u32::MAX, &[PageState::Stale]);
+        let unsettled = if still { snapshot.unsettled(0..u32::MAX) } else { RoaringBitmap::new() };
+        drop(snapshot);
         for watched in &self.regions {
             if watched.readable() && (!watched.armed() || self.doubted()) {
                 todo.insert_range(watched.range());
@@ -87,6 +95,8 @@ impl Tracker {
             began,
             deadline,
             still,
+            unsettled,
+            unsettled_read: 0,
             todo,
             again: RoaringBitmap::new(),
             attempt: 1,
@@ -137,6 +147,10 @@ impl Tracker {
         if job.reply.is_closed() {
             return Ok((None, true));
         }
+        if !job.unsettled.is_empty() && Instant::now() < job.deadline {
+            self.settle_still(&mut job)?;
+            return Ok((Some(Job::Sync(job)), true));
+        }
         if job.todo.is_empty() && !job.again.is_empty() && job.attempt < ATTEMPTS {
             job.attempt += 1;
             job.todo = std::mem::take(&mut job.again);
@@ -148,7 +162,13 @@ impl Tracker {
             };
             let elapsed_ms = job.began.elapsed().as_millis() as u64;
             let vm = self.vm.id().to_owned();
-            let _ = job.reply.send(Ok(SyncReport { vm, generation, pages, elapsed_ms }));
+            let _ = job.reply.send(Ok(SyncReport {
+                vm,
+                generation,
+                pages,
+                unsettled_read: job.unsettled_read,
+                elapsed_ms,
+            }));
             return Ok((None, true));
         }
         if Instant::now() >= job.deadline {
@@ -162,11 +182,30 @@ impl Tracker {
         }
         let region = self.region_of(batch.min().expect("not empty"));
         job.todo -= &batch;
-        let unsettled = self.settle(region, batch)?;
+        let doubtful = self.settle(region, batch.clone())?;
+        if job.still && !job.reply.is_closed() {
+            // Who asked waits for us, and the guest stands still for as long as he does: so it did when these were armed.
+            self.set_settled(&(&batch - &doubtful), true);
+        }
         if self.regions[region].readable() {
-            job.again |= unsettled;
+            job.again |= doubtful;
         }
         Ok((Some(Job::Sync(job)), true))
+    }
+
+    /// A piece of a still sync's unsettled pages. All of them were armed before it was asked for, and the guest's I/O has drained since.
+    fn settle_still(&mut self, job: &mut SyncJob) -> Result<(), Lost> {
+        let mut pages = std::mem::take(&mut job.unsettled);
+        if let Some(first_left) = pages.select(STILL_BATCH) {
+            job.unsettled = pages.clone();
+            job.unsettled.remove_range(..first_left);
+            pages.remove_range(first_left..);
+        }
+        let (batch, rest) = self.of_one_region(pages);
+        job.unsettled |= rest;
+        job.unsettled_read += batch.len();
+        job.todo |= self.read_once_more(&batch)?;
+        Ok(())
     }
 
     /// The next pages of a sync: of one region, and none that is being discarded or about to be written.

@@ -131,6 +131,7 @@ impl Tracker {
         }
         self.looks.renumbered();
         self.history.forget();
+        self.unsettled.forget_from(kept);
         self.watch_marks();
         protocol::renumbered(&self.vm.map(), &mut self.queue, kept);
         self.full_scan.want();

@@ -99,6 +99,8 @@ impl Tracker {
     pub(super) fn marks_see_writes(&self) -> bool {
         let hooks = &self.shared.hooks;
         let guest = self.descriptor.accelerator == Accelerator::Tcg || hooks.guest_faults_attached();
-        self.marks.is_some() && hooks.faults_attached() && guest
+        // The fault with which direct I/O pins a page is no exception of the processor's.
+        let direct_io = self.descriptor.direct_io.is_some();
+        self.marks.is_some() && hooks.faults_attached() && guest && !direct_io
     }
 }

@@ -16,6 +16,7 @@ mod settle;
 mod staleness;
 mod status;
 mod trouble;
+mod unsettled;
 
 use std::{
     collections::VecDeque,
@@ -33,6 +34,7 @@ use super::{
     pagemap::{Pagemap, ScanError},
     protocol::FullScan,
     queue::Queue,
+    unsettled::Unsettled,
     userfault::{self, UserFault},
 };
 use crate::{
@@ -71,6 +73,8 @@ pub struct TrackerOptions {
     pub rehash: Duration,
     /// Share of a core that reading known pages again takes, all VMs together; 0: none are.
     pub audit_share: f64,
+    /// Longest time that a request of direct I/O can be under way; zero if it is to be disregarded.
+    pub settle: Duration,
 }
 
 impl Default for TrackerOptions {
@@ -81,6 +85,7 @@ impl Default for TrackerOptions {
             scan: Duration::from_millis(200),
             rehash: Duration::from_secs(30),
             audit_share: 0.005,
+            settle: Duration::from_secs(120),
         }
     }
 }
@@ -94,6 +99,11 @@ pub(crate) enum Command {
     Verify { reply: oneshot::Sender<Result<VerifyReport, JobError>> },
     /// Leave the memory alone: a migration fills it. Answered when nothing of it is being read.
     StandAside { reply: oneshot::Sender<Result<(), JobError>> },
+    /// Begin a new bucket of unsettled pages. The answer is a time after which none of the older ones were published.
+    CloseUnsettled { reply: oneshot::Sender<Result<Instant, JobError>> },
+    /// At some moment after `mark` no direct I/O was under way: what was published before need not wait any longer to settle. Answered when all of it has been read
+    /// once more.
+    Drained { mark: Instant, reply: oneshot::Sender<Result<(), JobError>> },
     /// Discovery found the VM changed.
     Changed(Arc<VmDescriptor>),
     /// Look up: tracking may have been stopped.
@@ -135,6 +145,9 @@ pub(crate) struct Tracker {
     marks_missing: Option<String>,
     regions: Vec<Watched>,
     queue: Queue,
+    unsettled: Unsettled,
+    /// Who waits until no page is due to be read once more.
+    await_settling: Vec<oneshot::Sender<Result<(), JobError>>>,
     jobs: VecDeque<Job>,
     contents: ContentAudit,
     looks: Looks,
@@ -185,6 +198,7 @@ impl Tracker {
             }
         }
         let now = Instant::now();
+        let unsettled = Unsettled::new(shared.options.tracker.settle, now);
         let mut tracker = Self {
             options: shared.options.tracker.clone(),
             vm,
@@ -199,6 +213,8 @@ impl Tracker {
             marks_missing: None,
             regions: Vec::new(),
             queue: Queue::new(),
+            unsettled,
+            await_settling: Vec::new(),
             jobs: VecDeque::new(),
             contents: ContentAudit::new(now),
             looks: Looks::new(now),
@@ -252,12 +268,21 @@ impl Tracker {
         if self.aside {
             self.come_back();
         }
-        let busy = self.queue.has_ready() || !self.jobs.is_empty();
+        let busy = self.queue.has_ready() || self.unsettled.has_due() || !self.jobs.is_empty();
         let due = self.options.tick.saturating_sub(self.last_tick.elapsed());
         let wait = if busy { Duration::ZERO } else { due };
         match self.commands.recv_timeout(wait) {
             Ok(Command::Sync { deadline, still, reply }) => self.begin_sync(deadline, still, reply)?,
             Ok(Command::Verify { reply }) => self.begin_verify(reply),
+            Ok(Command::CloseUnsettled { reply }) => {
+                let now = Instant::now();
+                self.unsettled.close(now);
+                let _ = reply.send(Ok(now));
+            }
+            Ok(Command::Drained { mark, reply }) => {
+                self.unsettled.drained(mark);
+                self.await_settling.push(reply);
+            }
             Ok(Command::Changed(descriptor)) => self.changed(descriptor),
             Ok(Command::StandAside { reply }) => {
                 self.stand_aside(reply);
@@ -271,7 +296,7 @@ impl Tracker {
         }
         // A sync settles every stale page itself; chasing hot pages beside it would only take its time.
         let syncing = self.jobs.iter().any(|job| matches!(job, Job::Sync(_)));
-        let worked = if syncing { false } else { self.settle_ready()? };
+        let worked = if syncing { false } else { self.settle_ready()? | self.settle_due()? };
         let mut more = self.work_on_jobs()?;
         while syncing && more && !self.jobs.is_empty() && self.last_tick.elapsed() < self.options.tick {
             more = self.work_on_jobs()?;
@@ -288,6 +313,7 @@ impl Tracker {
     fn tick(&mut self) -> Result<(), Lost> {
         self.last_tick = Instant::now();
         self.queue.tick();
+        self.tick_unsettled();
         self.take_marks();
         if self.slots_moved && self.last_watched.elapsed() >= REWATCH {
             self.slots_moved = false;

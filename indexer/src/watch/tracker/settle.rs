@@ -187,11 +187,14 @@ impl Tracker {
         // 4. Publish.
         let mut changes = std::mem::take(&mut self.changes);
         changes.clear();
-        let doubtful = batch.publish(&mut self.vm.map_mut(), &mut self.queue, &mut changes);
+        let settled = self.settles_at_once(region);
+        let doubtful = batch.publish(settled, &mut self.vm.map_mut(), &mut self.queue, &mut changes);
         self.follow(&changes);
         self.changes = changes;
         self.looks.have_read(&pages);
-        self.history.published(&pages - &doubtful);
+        let published = &pages - &doubtful;
+        self.note_published(region, &published);
+        self.history.published(published);
         if !self.unseen.is_empty() {
             self.unseen -= pages;
             self.note_progress();

@@ -151,7 +151,7 @@ mod tests {
         for (current, zero, absent, stale) in
             [(1, 0, 0, 0), (1000, 1, 1, 1), (1, 1, 1, 1), (5, 7, 11, 100), (u64::MAX / 8, 0, 1, u64::MAX / 8)]
         {
-            let bar = bar(&PageCounts { total: 0, current, zero, absent, stale });
+            let bar = bar(&PageCounts { current, zero, absent, stale, ..PageCounts::default() });
             assert_eq!(bar.chars().count() as u64, BAR, "{bar}");
             for (pages, sign) in [(current, '█'), (zero, '░'), (absent, '·'), (stale, '×')] {
                 assert_eq!(bar.contains(sign), pages > 0, "{bar}");

@@ -21,6 +21,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::{
+    disk::{Disk, How},
     guest::{program, set_flat_mode},
     ram::{Discard, PAGE, Ram, RamKind},
     ring::DirtyRing,
@@ -57,6 +58,7 @@ struct Shared {
     /// Whether the loop may write. Read under the lock of `cpu`, so that after `pause` has held that lock once,
     /// nothing is written.
     running: AtomicBool,
+    disk: Mutex<Disk>,
     /// Ends the loop thread.
     ending: AtomicBool,
 }
@@ -110,6 +112,7 @@ impl Machine {
             slots: Mutex::default(),
             cpu: Mutex::new(Cpu { vcpu, ring, dirty: 0, missed: 0 }),
             running: AtomicBool::new(false),
+            disk: Mutex::default(),
             ending: AtomicBool::new(false),
         }));
         machine.add_slot(0, 0, options.pages)?;
@@ -133,6 +136,27 @@ impl Machine {
 
     pub(crate) fn fill(&self, first: u64, count: u64) -> Result<String> {
         self.0.with_page(first, |ram, page| ram.fill(page, count))
+    }
+
+    pub(crate) fn open_disk(&self, path: &str) -> Result<String> {
+        lock(&self.0.disk).open(path)?;
+        Ok(String::new())
+    }
+
+    pub(crate) fn close_disk(&self) -> Result<String> {
+        lock(&self.0.disk).close();
+        Ok(String::new())
+    }
+
+    pub(crate) fn read_disk(&self, first: u64, count: u64, how: How) -> Result<String> {
+        let mut disk = lock(&self.0.disk);
+        self.0.with_page(first, |ram, page| {
+            disk.read(ram.at(page, count)? as usize, (count * PAGE) as usize, how)
+        })
+    }
+
+    pub(crate) fn wait_for_disk(&self) -> Result<String> {
+        lock(&self.0.disk).wait().map(|bytes| bytes.to_string())
     }
 
     /// Fills every other page.

@@ -18,12 +18,16 @@
 //! punch ID PAGE COUNT         fallocate(PUNCH_HOLE) in the slot's RAM file
 //! madvise ID PAGE COUNT remove|dontneed
 //! truncate ID PAGES           ftruncate of the slot's RAM file under the running VM
+//! disk open PATH | close      opens a file for direct I/O (O_DIRECT), and closes it
+//! disk pread|aio PAGE COUNT   submits a read of the file's start into guest pages, which goes on in the background
+//! disk wait                   waits for all that was submitted; `ok BYTES` if all went well
 //! dirty                       pages KVM's own dirty log or ring has reported so far
 //! layout                      `slot ID PAGE PAGES ADDRESS` for each slot, `;` between them
 //! quit
 //! ```
 //! The first line out is `ready`; then one line for each command: `ok …` or `error …`.
 
+mod disk;
 mod guest;
 mod machine;
 mod ram;
@@ -32,6 +36,7 @@ mod seccomp;
 
 use std::io::{BufRead, Write};
 
+use disk::How;
 use machine::{Log, Machine, Options};
 use ram::{Discard, RamKind};
 
@@ -130,6 +135,11 @@ fn execute(machine: &Machine, words: &[&str]) -> Result<String> {
         }
         ["remap", id] => machine.remap(number(id)? as u32),
         ["truncate", id, pages] => machine.truncate(number(id)? as u32, number(pages)?),
+        ["disk", "open", path] => machine.open_disk(path),
+        ["disk", "close"] => machine.close_disk(),
+        ["disk", "pread", page, count] => machine.read_disk(number(page)?, number(count)?, How::Pread),
+        ["disk", "aio", page, count] => machine.read_disk(number(page)?, number(count)?, How::Aio),
+        ["disk", "wait"] => machine.wait_for_disk(),
         ["dirty"] => machine.dirty(),
         ["layout"] => machine.layout(),
         _ => Err(format!("unknown command {words:?}")),

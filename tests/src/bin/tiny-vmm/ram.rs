@@ -132,7 +132,8 @@ impl Ram {
         self.pages
     }
 
-    fn at(&self, page: u64, count: u64) -> Result<*mut u8, String> {
+    /// Where pages stand in this process.
+    pub(crate) fn at(&self, page: u64, count: u64) -> Result<*mut u8, String> {
         if page + count > self.pages {
             return Err(format!("pages {page}+{count} are outside the slot's {}", self.pages));
         }

@@ -37,6 +37,20 @@ for word in $(cat /proc/cmdline); do
 done
 mount -t tmpfs -o size=80% none /work
 
+# With a disk: reads all of it, over and over, and looks whether it always reads the same.
+if [ -b /dev/vda ]; then
+    (
+        first=
+        while :; do
+            sum=$(md5sum < /dev/vda)
+            [ -z "$first" ] && first=$sum
+            [ "$sum" = "$first" ] || echo "MEMDEX-CHECK BAD the disk reads as $sum, not $first"
+            echo "MEMDEX-DISK read"
+            echo 3 > /proc/sys/vm/drop_caches
+        done
+    ) &
+fi
+
 # write FILE-NUMBER ROUND: the whole file anew
 write() {
     if [ $(($1 % 2)) -eq 0 ]; then
