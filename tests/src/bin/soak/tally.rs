@@ -75,7 +75,11 @@ impl Tally {
         self.killed += other.killed;
         self.audited += other.audited;
         self.advisory += other.advisory;
-        self.reasons.extend(other.reasons);
+        for reason in other.reasons {
+            if self.reasons.len() < EXAMPLES {
+                self.reasons.insert(reason);
+            }
+        }
         self.missed = [self.missed[0] + other.missed[0], self.missed[1] + other.missed[1]];
         self.failures.extend(other.failures);
     }
