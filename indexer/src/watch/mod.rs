@@ -28,6 +28,10 @@
 //! (`awaited` in [queue]). Discards (a balloon punching holes) have no written bit at all: the page is stale from the
 //! system call's entry, and may be read only after its exit.
 //!
+//! A mark that could not be pinned to a page comes before its write as well: everything is scanned, and once more when the write has landed.
+//!
+//! What follows from each answer of kernel and marks is in [protocol], apart from the asking; `model` explores it in every order of events.
+//!
 //! # Truth and immediacy
 //!
 //! The page table is the truth: guest writes, device emulation in the VMM, vhost in the kernel all go through it. The

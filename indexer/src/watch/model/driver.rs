@@ -2,78 +2,19 @@
 //!
 //! What follows from an answer is decided by `watch/protocol`, `watch/queue` and `map`: the real ones.
 
-use std::{
-    collections::VecDeque,
-    hash::{DefaultHasher, Hash, Hasher},
-};
-
 use memdex_wire::{Fingerprint, page::PageState};
 use roaring::RoaringBitmap;
 
 use super::{
     super::{
-        protocol::{self, Armed, Batch, Findings, Fresh, FullScan, Hashed, Sighting},
-        queue::{Queue, bridged, runs},
+        protocol::{self, Batch, Findings, FullScan},
+        queue::{bridged, runs},
     },
     Break, System,
+    state::{At, Read, State, UnderWay, shown},
     world::{Discard, Entry, Event, World},
 };
-use crate::{
-    map::{Change, PageMap},
-    units::PageRange,
-};
-
-/// What one page read as.
-pub(super) type Read = Option<u32>;
-
-/// A batch under way, by what the tracker does with it next.
-#[derive(Debug, Clone, Hash)]
-pub(super) enum UnderWay {
-    Find(Batch<Fresh>),
-    Arm {
-        batch: Batch<Fresh>,
-        data: Vec<PageRange>,
-        read: Vec<Read>,
-    },
-    /// Being read by the pool, page by page, whatever else the tracker does.
-    Reading {
-        batch: Batch<Armed>,
-        data: Vec<u32>,
-        read: Vec<Read>,
-    },
-    /// Scanned; the marks are to be looked at. `truth`: what each page held when it was scanned.
-    Publish {
-        batch: Batch<Hashed>,
-        written: Vec<u32>,
-        truth: Vec<u32>,
-    },
-}
-
-/// Where the tracker is, between batches.
-#[derive(Debug, Clone)]
-pub(super) enum At {
-    Loop,
-    /// The marks have been taken.
-    Scan,
-    /// Scanned for the last time before the second hand turns.
-    Rotate,
-    /// The page table has been audited; the RAM files' holes and the marks come next.
-    Audit(Sighting),
-}
-
-/// Everything.
-#[derive(Debug, Clone)]
-pub(super) struct State {
-    pub world: World,
-    pub map: PageMap,
-    pub queue: Queue,
-    pub full_scan: FullScan,
-    pub epochs: Vec<u64>,
-    pub under_way: VecDeque<UnderWay>,
-    pub at: At,
-    /// A page was published with a content that it did not have when it was checked.
-    pub published_wrong: bool,
-}
+use crate::map::Change;
 
 /// What a scan looks at, apart from what is awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,16 +49,6 @@ pub(super) enum Action {
     Finish,
     /// Discovery found the region changed: it and those after it are laid out anew.
     Relay(usize),
-}
-
-impl UnderWay {
-    pub(super) fn pages(&self) -> &RoaringBitmap {
-        match self {
-            Self::Find(batch) | Self::Arm { batch, .. } => batch.pages(),
-            Self::Reading { batch, .. } => batch.pages(),
-            Self::Publish { batch, .. } => batch.pages(),
-        }
-    }
 }
 
 impl System {
@@ -466,20 +397,6 @@ fn truth(world: &World, pages: &RoaringBitmap) -> Vec<u32> {
     pages.iter().map(|page| world.pages[page as usize].content()).collect()
 }
 
-/// The content that the map says a page has; `None` if it is stale.
-pub(super) fn shown(map: &PageMap, page: u32) -> Option<u32> {
-    let view = map.page(page);
-    match view.state {
-        PageState::Stale => None,
-        PageState::Absent | PageState::Zero => Some(0),
-        PageState::Current => view.fingerprint.map(|fingerprint| {
-            let mut content = [0; 4];
-            content.copy_from_slice(&fingerprint.as_bytes()[..4]);
-            u32::from_le_bytes(content)
-        }),
-    }
-}
-
 fn with_marks(world: &World, pages: &RoaringBitmap) -> RoaringBitmap {
     pages.iter().filter(|page| world.marked(*page)).collect()
 }
@@ -487,42 +404,4 @@ fn with_marks(world: &World, pages: &RoaringBitmap) -> RoaringBitmap {
 /// What a scan finds, gaps bridged as the tracker bridges them.
 fn written(world: &World, pages: &RoaringBitmap) -> RoaringBitmap {
     bridged(pages, 1).into_iter().flatten().filter(|page| world.pages[*page as usize].open()).collect()
-}
-
-impl Hash for State {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.world.hash(state);
-        for page in 0..self.map.pages() {
-            let view = self.map.page(page);
-            (view.state, shown(&self.map, page)).hash(state);
-        }
-        self.queue.hash(state);
-        self.full_scan.hash(state);
-        self.epochs.hash(state);
-        self.under_way.hash(state);
-        match &self.at {
-            At::Loop => 0u8.hash(state),
-            At::Scan => 3u8.hash(state),
-            At::Rotate => 1u8.hash(state),
-            At::Audit(seen) => {
-                2u8.hash(state);
-                for set in [&seen.armed, &seen.open, &seen.data] {
-                    set.len().hash(state);
-                    set.iter().for_each(|page| page.hash(state));
-                }
-            }
-        }
-        self.published_wrong.hash(state);
-    }
-}
-
-impl PartialEq for State {
-    fn eq(&self, other: &Self) -> bool {
-        let identity = |state: &Self| {
-            let mut hasher = DefaultHasher::new();
-            state.hash(&mut hasher);
-            hasher.finish()
-        };
-        identity(self) == identity(other)
-    }
 }

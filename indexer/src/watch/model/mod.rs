@@ -14,7 +14,9 @@
 //! - *nothing is lost*: a page shown as `current`, `zero` or `absent` with a content that it does not have is in doubt: it has a mark
 //!   that nobody has taken, its region has lost its registration, or an audit would find it. However long a fault takes, marks or none;
 //! - *scans find it*: an audit is not needed for that: the page has a mark, or is unprotected *and* among those that are scanned;
-//! - *marks tell*: with one writer, and nothing read while its write is awaited, not even a scan is needed: no mark, no doubt, so the page is right;
+//! - *marks tell*: not even a scan is needed: no mark, no doubt, so the page is right. Holds for one writer, as long as nothing takes its
+//!   fault for answered before it is: a second writer of the page whose store is seen, a read that brings the page in, a region that is mapped
+//!   or numbered anew, a sync that does not wait. What was published meanwhile is scanned again for that;
 //! - *checked*: what is published is what the page held when it was checked;
 //! - *settles*: once the guest has done all it does, the tracker gets every page right, from wherever it is.
 //!
@@ -24,8 +26,9 @@
 //!
 //! The order in which the programs store marks and summaries and the daemon takes them (x86's memory model; the essay in
 //! [`super::ebpf`]'s `marks`): here the marks are taken in one step. Pages of one call are armed and scanned in one step; they do not know of
-//! each other. The loop of the tracker itself, of which the steps here are a superset. Memory that cannot be armed, migration, and
-//! what [the tracker cannot see](super).
+//! each other. The loop of the tracker itself: the steps here come in more orders than its own, but they are written down a second time ([`driver`]).
+//! What `verify` concludes, memory that cannot be armed, migration, and what [the tracker cannot see](super). A writer finds its page armed
+//! again at most as often as the model's size says.
 //!
 //! # Why stateright
 //!
@@ -35,6 +38,7 @@
 
 mod driver;
 mod random;
+mod state;
 mod tests;
 mod world;
 
@@ -47,7 +51,8 @@ use memdex_wire::page::PageState;
 use stateright::{Model, Property};
 
 use self::{
-    driver::{Action, At, Look, State, shown},
+    driver::{Action, Look},
+    state::{At, State, shown},
     world::{Budget, World},
 };
 use super::{

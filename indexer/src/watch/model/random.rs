@@ -7,7 +7,7 @@
 use memdex_wire::{Fingerprint, page::PageState};
 
 use super::{
-    driver::UnderWay,
+    state::UnderWay,
     world::{Discard, Entry, Event, Page, Writer},
     *,
 };
