@@ -29,7 +29,7 @@ const TTL: Duration = Duration::from_secs(60);
 pub struct SlowDisk {
     folder: PathBuf,
     held: Arc<Mutex<Held>>,
-    /// Unmounts when it is dropped.
+    /// Serves it.
     session: Option<BackgroundSession>,
 }
 
@@ -95,6 +95,7 @@ impl SlowDisk {
 impl Drop for SlowDisk {
     fn drop(&mut self) {
         self.release();
+        let _ = rustix::mount::unmount(&self.folder, rustix::mount::UnmountFlags::DETACH);
         drop(self.session.take());
     }
 }

@@ -186,14 +186,17 @@ fn a_foreign_writable_mapping_is_named_and_goes_again() {
 }
 
 #[test]
-fn direct_io_of_a_disk_is_a_doubt() {
+fn direct_io_of_a_disk_is_seen_and_no_doubt() {
     let disk = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "disk");
     std::fs::write(&disk.0, vec![0; 1 << 20]).unwrap();
-    for (cache, aio, doubts) in [("none", "threads", 1), ("writeback", "threads", 0)] {
+    for (cache, aio, direct) in
+        [("none", "threads", true), ("none", "native", true), ("writeback", "threads", false)]
+    {
         let drive = format!("if=virtio,format=raw,file={},cache={cache},aio={aio}", disk.path());
         let qemu = Qemu::start(&["-m", "16", "-drive", &drive]);
         let vm = Watch::new().until(qemu.pid(), NOTICED, "the VM", |_| true);
-        assert_eq!(vm.doubts.len(), doubts, "cache={cache}: {:?}", vm.doubts);
+        assert_eq!(vm.direct_io.is_some(), direct, "cache={cache}: {:?}", vm.direct_io);
+        assert!(vm.doubts.is_empty(), "cache={cache}: {:?}", vm.doubts);
     }
 }
 
