@@ -34,7 +34,8 @@ impl Stand {
         let mut guest = Tiny::start(scratch, &scratch.name("d"));
         guest.write(1, 1000, 1);
         let options = daemon::Options {
-            arguments: vec!["--settle-seconds".to_owned(), settle.to_owned()],
+            // The background audit reads pages again too, and would find what settling is here to keep from happening.
+            arguments: ["--settle-seconds", settle, "--audit-percent", "0"].map(str::to_owned).to_vec(),
             ..daemon::Options::default()
         };
         let daemon = Daemon::start_with(scratch, "memdexd", &options);

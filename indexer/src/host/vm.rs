@@ -221,6 +221,8 @@ impl Vm {
     #[must_use]
     pub fn info(&self) -> VmInfo {
         let descriptor = self.descriptor();
+        // Before what follows from it, and before the map: neither is to look better than it is.
+        let (mismatches, freshness) = (self.counters.mismatches.get(), self.freshness());
         let mut status = self.status.read().unwrap_or_else(PoisonError::into_inner).clone();
         let (generation, pages, layout) = {
             let map = self.map();
@@ -230,7 +232,6 @@ impl Vm {
             // The pages have just been numbered anew, and the tracker is about to say how they are watched.
             status = Status::beginning(&layout);
         }
-        let freshness = self.freshness();
         VmInfo {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -253,7 +254,7 @@ impl Vm {
             audit_age_ms: milliseconds(freshness.audited),
             missed_by_ebpf: self.counters.missed_by_ebpf.get(),
             missed_by_scan: self.counters.missed_by_scan.get(),
-            mismatches: self.counters.mismatches.get(),
+            mismatches,
             audit_checked: self.audit.checked.get(),
         }
     }

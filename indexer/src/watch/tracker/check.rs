@@ -227,7 +227,6 @@ impl Tracker {
     /// Says and counts what must not be, and draws the conclusion.
     fn mismatch(&mut self, region: usize, wrong: &[Differing]) {
         let Some(first) = wrong.first() else { return };
-        self.vm.counters.mismatches.add(wrong.len() as u64);
         for differing in wrong.iter().take(DESCRIBED) {
             self.describe(region, differing);
         }
@@ -247,6 +246,8 @@ impl Tracker {
         self.stale(&pages);
         self.queue.ready(&pages);
         self.update_status();
+        // Last, so that whoever sees the figure also sees what follows from it.
+        self.vm.counters.mismatches.add(wrong.len() as u64);
     }
 
     /// Everything that is known of a page that is wrong.
