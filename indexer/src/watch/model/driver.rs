@@ -73,7 +73,7 @@ impl System {
                     actions.push(Action::Finish);
                 }
                 let publishing = matches!(state.under_way[0], UnderWay::Publish { .. });
-                if !publishing && state.under_way.len() < 2 && state.queue.has_ready() {
+                if !publishing && !state.alone && state.under_way.len() < 2 && state.queue.has_ready() {
                     actions.push(Action::Begin);
                 }
                 return;
@@ -235,6 +235,7 @@ impl System {
         queue.ready(&rest);
         let batch = protocol::to_settle(map, queue, batch, true, |pages| with_marks(world, pages));
         if !batch.is_empty() {
+            state.alone = false;
             self.open(state, region, batch);
         }
         true
@@ -247,6 +248,7 @@ impl System {
         let region = state.world.region_of(first);
         let range = state.world.range(region);
         let batch = open.iter().filter(|page| range.contains(page)).take(self.batch as usize).collect();
+        state.alone = true;
         self.open(state, region, batch);
         true
     }

@@ -18,6 +18,7 @@
 //!   fault for answered before it is: a second writer of the page whose store is seen, a read that brings the page in, a region that is mapped
 //!   or numbered anew, a sync that does not wait. What was published meanwhile is scanned again for that;
 //! - *checked*: what is published is what the page held when it was checked;
+//! - *batches are apart*: no page is in two batches under way, unless one of them will be thrown away;
 //! - *settles*: once the guest has done all it does, the tracker gets every page right, from wherever it is.
 //!
 //! A checker that finds nothing proves nothing, so each rule of the protocol is broken once ([`Break`]), and the tests expect the catch.
@@ -157,6 +158,7 @@ impl System {
             full_scan: FullScan::default(),
             epochs: vec![0; self.regions.len()],
             under_way: [].into(),
+            alone: false,
             at: At::Loop,
             published_wrong: false,
         }
@@ -286,6 +288,7 @@ impl Model for System {
             Property::always("checked", |system: &Self, state: &State| {
                 !state.published_wrong || !system.marks
             }),
+            Property::always("batches are apart", |_: &Self, state: &State| state.apart()),
             Property::always("settles", |system: &Self, state: &State| {
                 let idle = state.under_way.is_empty() && matches!(state.at, At::Loop);
                 !(idle && state.world.finished()) || system.settles(&mut state.clone())

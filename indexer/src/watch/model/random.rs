@@ -209,6 +209,7 @@ impl Life {
     fn check(&self) {
         let State { world, map, queue, .. } = &self.state;
         assert!(!self.state.published_wrong, "published what was not there when it was checked");
+        assert!(self.state.apart(), "a page is in two batches");
         for page in 0..map.pages() {
             assert!(
                 self.system.keeps(Promise::Audit, &self.state, page)

@@ -64,9 +64,19 @@ pub(super) struct State {
     pub full_scan: FullScan,
     pub epochs: Vec<u64>,
     pub under_way: VecDeque<UnderWay>,
+    /// What is under way is a sync's: it waits for each batch before it begins the next.
+    pub alone: bool,
     pub at: At,
     /// A page was published with a content that it did not have when it was checked.
     pub published_wrong: bool,
+}
+
+impl State {
+    pub(super) fn apart(&self) -> bool {
+        let mut batches = self.under_way.iter();
+        let (first, second) = (batches.next(), batches.next());
+        first.zip(second).is_none_or(|(first, second)| first.apart(second))
+    }
 }
 
 impl UnderWay {
@@ -76,6 +86,20 @@ impl UnderWay {
             Self::Reading { batch, .. } => batch.pages(),
             Self::Publish { batch, .. } => batch.pages(),
         }
+    }
+
+    fn epoch(&self) -> u64 {
+        match self {
+            Self::Find(batch) | Self::Arm { batch, .. } => batch.armed_in(),
+            Self::Reading { batch, .. } => batch.armed_in(),
+            Self::Publish { batch, .. } => batch.armed_in(),
+        }
+    }
+
+    /// Whether no page is in both. Arming a page wipes out what the other batch's check would have seen, so this is needed unless the
+    /// other is thrown away in any case.
+    pub(super) fn apart(&self, other: &Self) -> bool {
+        self.epoch() != other.epoch() || self.pages().is_disjoint(other.pages())
     }
 }
 
@@ -104,6 +128,7 @@ impl Hash for State {
         self.full_scan.hash(state);
         self.epochs.hash(state);
         self.under_way.hash(state);
+        (self.alone && !self.under_way.is_empty()).hash(state);
         match &self.at {
             At::Loop => 0u8.hash(state),
             At::Scan => 3u8.hash(state),

@@ -61,6 +61,12 @@ impl<Phase> Batch<Phase> {
         &self.pages
     }
 
+    /// The epoch of the mapping that the pages are of.
+    #[cfg(test)]
+    pub(in crate::watch) fn armed_in(&self) -> u64 {
+        self.epoch
+    }
+
     fn next<Next>(self, phase: impl FnOnce(Phase) -> Next) -> Batch<Next> {
         Batch { region: self.region, epoch: self.epoch, pages: self.pages, phase: phase(self.phase) }
     }
@@ -90,12 +96,6 @@ impl Batch<Fresh> {
 }
 
 impl Batch<Armed> {
-    /// The epoch of the mapping that the pages are of.
-    #[cfg(test)]
-    pub(in crate::watch) fn armed_in(&self) -> u64 {
-        self.epoch
-    }
-
     /// The pages have been read; `epoch` is that of their region now. Gives them back if they could not be read, or if something else is
     /// mapped there since they were armed, or nothing: then what was read is of no use, and a scan of what is there now says nothing of it.
     pub(in crate::watch) fn hashed<E>(
