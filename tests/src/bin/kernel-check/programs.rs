@@ -20,7 +20,7 @@ struct Program {
 }
 
 /// There is no QEMU in here, so what needs one is left out; so is what repeats a thing hundreds of times or measures time.
-const PROGRAMS: [Program; 5] = [
+const PROGRAMS: [Program; 4] = [
     Program { name: "ebpf", arguments: &[], without_scan: Some(&["--skip", "the_marks_and_the_page_table"]) },
     Program { name: "memory", arguments: &[], without_scan: Some(&[]) },
     Program {
@@ -37,15 +37,9 @@ const PROGRAMS: [Program; 5] = [
     },
     Program {
         name: "tiny_guest_soundness",
-        arguments: &[
-            "memfd_ram_without_kvm_dirty_log",
-            "anonymous_ram_with_dirty_ring",
-            "slots_may_change",
-            "huge_page",
-        ],
+        arguments: &["anonymous_ram_with_dirty_ring", "slots_may_change"],
         without_scan: None,
     },
-    Program { name: "remap", arguments: &[], without_scan: None },
 ];
 
 pub(crate) fn check(reporter: &mut Reporter, abilities: &Abilities, folder: &Path) {
