@@ -5,7 +5,7 @@
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use memdex_wire::{
@@ -27,6 +27,10 @@ use crate::migrate::{
 
 /// Time from one look at what is going on to the next.
 const LOOK: Duration = Duration::from_millis(20);
+/// The memory of a guest that has come counts as read again when fewer than one page in so many is stale.
+const FEW: u64 = 20;
+/// Longest time that this is waited for.
+const READING: Duration = Duration::from_secs(60);
 /// Longest wait for the tracker to stand aside.
 pub(super) const ASIDE: Duration = Duration::from_secs(20);
 
@@ -226,13 +230,14 @@ impl Conversation {
         .await;
         incoming.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         session.in_flight.forget(session.map);
-        session.shared.registry.remove_source(&session.shared, session.map);
         match result {
             Ok(()) => {
                 session.vm.come_back();
+                tokio::spawn(until_known(Arc::clone(&session)));
                 waiting.release(Decision::Completed).await;
             }
             Err(why) => {
+                session.shared.registry.remove_source(&session.shared, session.map);
                 let discarded = committed || waiting.has_begun();
                 let waiting = if discarded { waiting.discard().await } else { waiting };
                 if filled {
@@ -247,6 +252,19 @@ impl Conversation {
             }
         }
     }
+}
+
+/// What has come can be found by others as before until this host has read it itself: whoever copies a page from there hashes the copy.
+async fn until_known(session: Arc<Session>) {
+    let begun = Instant::now();
+    let known = || {
+        let counts = session.vm.map().held_counts();
+        counts.stale < counts.total / FEW
+    };
+    while session.vm.stopped().is_none() && !known() && begun.elapsed() < READING {
+        tokio::time::sleep(LOOK * 10).await;
+    }
+    session.shared.registry.remove_source(&session.shared, session.map);
 }
 
 pub(super) async fn blocking<T: Send + 'static>(

@@ -21,7 +21,7 @@ use crate::units::PageRange;
 /// Offers that may be open at once.
 const MAX_OPEN: usize = 16;
 /// How long content that another migration has asked for is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Default)]
