@@ -236,6 +236,42 @@ pub(super) fn stale(map: &mut PageMap, pages: &RoaringBitmap) -> u64 {
     map.mark_stale(&runs)
 }
 
+/// As held: an unsettled page is shown as stale, but a write to it is news.
 fn is_stale(map: &PageMap, page: u32) -> bool {
-    page >= map.pages() || map.page(page).state == PageState::Stale
+    page >= map.pages() || map.page(page).held == PageState::Stale
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        map::Content,
+        units::Hva,
+        vm::descriptor::{Backing, Region},
+    };
+
+    #[test]
+    fn a_write_without_a_mark_is_news_whether_the_page_was_settled_or_not() {
+        let region = Region {
+            start: Hva(0),
+            len: 4 * memdex_wire::PAGE_SIZE as u64,
+            mapping_page_size: memdex_wire::PAGE_SIZE as u64,
+            name: "ram".to_owned(),
+            backing: Backing::Anonymous,
+        };
+        let mut map = PageMap::new(Arc::new(Layout::of(&[region])));
+        let mut queue = Queue::new();
+        let generation = map.next_generation();
+        for (page, settled) in [(0, true), (1, false)] {
+            map.publish(generation, settled, page, &[Some(Content::Zero)], &mut Vec::new());
+        }
+        let written = RoaringBitmap::from_iter([0, 1]);
+        assert_eq!(found_written(&mut map, &mut queue, &written), 2);
+        assert_eq!(queue.take(10), written);
+        // They are queued by now: found again, nothing comes of it.
+        assert_eq!(found_written(&mut map, &mut queue, &written), 0);
+        assert!(!queue.has_ready());
+    }
 }
