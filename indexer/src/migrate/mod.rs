@@ -35,6 +35,7 @@ pub mod in_flight;
 pub mod journal;
 mod known;
 pub mod ledger;
+mod level;
 pub mod link;
 pub mod monitor;
 pub mod pace;

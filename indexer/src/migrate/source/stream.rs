@@ -30,6 +30,7 @@ use crate::{
     host::Vm,
     migrate::{
         codec::Compressor,
+        level::Sent,
         link::{Counted, SILENCE},
         pace::Pace,
     },
@@ -117,6 +118,7 @@ struct Sender<'a> {
 
 impl Sender<'_> {
     fn job(&mut self, job: &Job) -> Result<(), String> {
+        let begun = Instant::now();
         let (with, without) = self.read(job)?;
         // Before the destination can hear of it and call the offer done.
         self.streams
@@ -149,7 +151,14 @@ impl Sender<'_> {
         if !with.is_empty() {
             let least = self.streams.pace.rate().map_or(0.0, |rate| STREAMS as f64 / rate.max(1) as f64);
             let left = self.streams.left.load(Relaxed) / STREAMS as u64;
-            self.compressor.sent(self.block.len(), took, least, left);
+            self.compressor.sent(&Sent {
+                memory: self.pages.len(),
+                wire: self.block.len(),
+                link: took,
+                whole: begun.elapsed(),
+                least,
+                left,
+            });
             self.streams.written.0.fetch_add(self.block.len() as u64, Relaxed);
             self.streams.written.1.fetch_add(took.as_nanos() as u64, Relaxed);
         }

@@ -1,0 +1,418 @@
+//! How hard a data connection compresses: the level that makes sending fastest, or none.
+//!
+//! Owns the choice and what it rests on; knows nothing of zstd but what its levels cost.
+//!
+//! # Among the levels
+//!
+//! A connection compresses and sends by turns, but it compresses while it would have to wait for the cap anyway. So a byte of memory costs
+//! `max(compress(level), ratio(level) · cap) + ratio(level) · link` seconds, where `link` is what a byte on the wire takes, without that wait: the worst
+//! that was seen lately (a link that is not full looks faster than it is). What has been measured is used, what has not been is scaled from its
+//! neighbour by what is typical of zstd. Compressing is measured in the processor's time, and made longer by what the thread lately had to wait for
+//! one; and half of what level 1 takes is added for what else this host has to do to send a page. The level that costs least is taken, if it is better
+//! by a few percent.
+//!
+//! # None at all
+//!
+//! On a link faster than zstd nothing should be compressed. The model above can't tell, because a destination that is busy (with decompressing,
+//! hashing, writing) looks like a slow link, and one that is slow for each byte on the wire, which it is not. So the model only says whether sending pages as they are is worth a
+//! *trial*; then the clock says what a byte of memory took in all, compressed and as it is, and the faster way is kept for as long as it is.
+//! Fewer bytes are worth something to everybody else on the link, so there is no trial where less than [`WORTH`] could be saved in all.
+
+use std::time::Duration;
+
+/// Blocks between two choices.
+const CHOOSE: u32 = 8;
+/// Time that fewer bytes on the wire may cost, over all that is still to be sent by a connection.
+const WORTH: f64 = 0.1;
+/// Once pages are sent as they are, they are for as long as that saves so much.
+const STILL_WORTH: f64 = WORTH / 16.0;
+/// Blocks until it is known how much there is to send.
+const SURE: u32 = 32;
+/// Blocks of a trial. The first ones are not counted: they only fill what is between the two hosts.
+const TRIAL: u32 = 24;
+const NOT_COUNTED: u32 = 8;
+/// Blocks after a trial that failed before there is another one: twice as many after each.
+const NOT_AGAIN: u32 = 512;
+/// A trial ends early when it is slower by so much.
+const HOPELESS: f64 = 1.2;
+/// How much slower than compressing the model may call sending pages as they are, for that to be tried: where the link is what takes the time, there is no doubt.
+const DOUBT: f64 = 2.0;
+/// How much of the worst a link was seen to take is remembered from block to block.
+const MEMORY: f64 = 0.99;
+/// Weight of the latest block in what is remembered.
+const WEIGHT: f64 = 0.2;
+/// A level is given up for one that costs less than this part of it.
+const BETTER: f64 = 0.97;
+/// Reading and hashing a page takes about half of what compressing it at level 1 does.
+const BESIDES: f64 = 0.5;
+
+/// A level, and how it compares with zstd's level 1: time and size, measured with the memory of Debian guests.
+#[derive(Debug, Clone, Copy)]
+struct Level {
+    /// 0 is none.
+    zstd: i32,
+    time: f64,
+    size: f64,
+}
+
+const LEVELS: [Level; 5] = [
+    Level { zstd: 0, time: 0.0, size: 0.0 },
+    Level { zstd: 1, time: 1.0, size: 1.0 },
+    Level { zstd: 2, time: 1.15, size: 0.96 },
+    Level { zstd: 3, time: 1.6, size: 0.935 },
+    Level { zstd: 6, time: 4.2, size: 0.89 },
+];
+/// Where it begins: zstd's level 1. Those below it save a fifth of its time and make a third more.
+const FIRST: usize = 1;
+
+/// A block that is on its way, as a connection saw it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    /// Bytes of memory in it, and what became of them.
+    pub(super) memory: usize,
+    pub(super) wire: usize,
+    /// What the link took for it, and all of it: reading, hashing, compressing, waiting for the cap, the link.
+    pub(super) link: Duration,
+    pub(super) whole: Duration,
+    /// Seconds that a byte on the wire takes at least, by a cap.
+    pub(super) least: f64,
+    /// Bytes of memory that this connection has still to send, as far as that is known.
+    pub(super) left: u64,
+}
+
+/// One connection's choice.
+#[derive(Debug)]
+pub(super) struct Choice {
+    level: usize,
+    /// Since the last choice, and in all.
+    blocks: u32,
+    seen: u32,
+    /// Seconds a byte of memory takes to compress, and bytes that become of it, as if at level 1.
+    compress: Option<f64>,
+    /// Seconds that compressing took of late, and those of them on a processor.
+    waited: (f64, f64),
+    ratio: Option<f64>,
+    /// Seconds a byte took on the wire of late, and at the worst.
+    lately: Option<f64>,
+    link: Option<f64>,
+    /// Seconds that a byte of memory took in all: compressed, and as it is.
+    compressed: Option<f64>,
+    plain: Option<f64>,
+    /// Blocks sent as they are since that was begun, and how many blocks there have to have been before it is tried again.
+    tried: u32,
+    again: u32,
+    failed: u32,
+    least: f64,
+    left: u64,
+}
+
+fn blend(old: Option<f64>, new: f64) -> Option<f64> {
+    Some(old.map_or(new, |old| old + WEIGHT * (new - old)))
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self {
+            level: FIRST,
+            blocks: 0,
+            seen: 0,
+            compress: None,
+            waited: (0.0, 0.0),
+            ratio: None,
+            lately: None,
+            link: None,
+            compressed: None,
+            plain: None,
+            tried: 0,
+            again: SURE,
+            failed: 0,
+            least: 0.0,
+            left: 0,
+        }
+    }
+}
+
+impl Choice {
+    /// One for each level, with none first.
+    #[cfg(test)]
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        (0..LEVELS.len()).map(|level| Self { level, ..Self::default() })
+    }
+
+    /// zstd's name for the level in use; 0 is none.
+    pub(super) fn level(&self) -> i32 {
+        LEVELS[self.level].zstd
+    }
+
+    /// Says what compressing a block at this level took, in all and on a processor, and what became of it.
+    pub(super) fn compressed(&mut self, memory: usize, wire: usize, took: Duration, spent: Duration) {
+        let (took, spent, memory) = (took.as_secs_f64(), spent.as_secs_f64(), memory.max(1) as f64);
+        let level = LEVELS[self.level];
+        self.waited = (self.waited.0 * MEMORY + took, self.waited.1 * MEMORY + spent);
+        self.compress = blend(self.compress, spent / memory / level.time);
+        self.ratio = blend(self.ratio, wire as f64 / memory / level.size);
+    }
+
+    /// Says what sending a block took.
+    pub(super) fn sent(&mut self, sent: &Sent) {
+        let seen = sent.link.as_secs_f64() / sent.wire.max(1) as f64;
+        self.lately = blend(self.lately, seen);
+        let lately = self.lately.unwrap_or(seen);
+        self.link = Some(self.link.map_or(lately, |worst| lately.max(worst * MEMORY)));
+        let whole = sent.whole.as_secs_f64() / sent.memory.max(1) as f64;
+        if self.level > 0 {
+            self.compressed = blend(self.compressed, whole);
+        } else {
+            self.tried = self.tried.saturating_add(1);
+            if self.tried > NOT_COUNTED {
+                self.plain = blend(self.plain, whole);
+            }
+        }
+        (self.least, self.left) = (sent.least, sent.left);
+    }
+
+    /// Chooses the level of the next block. Returns whether it is another one.
+    pub(super) fn choose(&mut self) -> bool {
+        self.blocks += 1;
+        self.seen = self.seen.saturating_add(1);
+        let (Some(compress), Some(ratio), Some(link)) = (self.compress, self.ratio, self.link) else {
+            return false;
+        };
+        if self.blocks < CHOOSE {
+            return false;
+        }
+        self.blocks = 0;
+        let (took, spent) = self.waited;
+        let busy = if spent > 0.0 { (took / spent).max(1.0) } else { 1.0 };
+        let besides = compress * busy * BESIDES;
+        let cost = |level: usize| {
+            let (time, ratio) = (compress * busy * LEVELS[level].time, (ratio * LEVELS[level].size).min(1.0));
+            (time + besides).max(ratio * self.least) + ratio * link
+        };
+        let best = (FIRST..LEVELS.len()).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(FIRST);
+        let level = if self.level == 0 {
+            if self.plain_is_faster() { 0 } else { best }
+        } else if self.worth_a_trial(besides.max(self.least) + link, cost(best)) {
+            (self.tried, self.plain) = (0, None);
+            0
+        } else if cost(best) < BETTER * cost(self.level) {
+            best
+        } else {
+            self.level
+        };
+        if self.level == 0 && level > 0 {
+            self.again = self.seen.saturating_add(NOT_AGAIN << self.failed.min(8));
+            self.failed = self.failed.saturating_add(1);
+        }
+        std::mem::replace(&mut self.level, level) != level
+    }
+
+    /// Whether pages might be sent faster as they are. `plain` and `compressed` are what the model says that a byte of memory takes; as what is saved it is
+    /// believed only if that is more than half of what the clock says, because it makes a busy destination dearer than it is.
+    fn worth_a_trial(&self, plain: f64, compressed: f64) -> bool {
+        let seen = self.compressed.unwrap_or(0.0);
+        self.seen >= self.again
+            && plain < DOUBT * compressed
+            && (seen - plain.min(seen * 0.5)) * self.left as f64 > WORTH
+    }
+
+    /// Whether the clock says that sending pages as they are is faster, and there is enough left for that to matter. During the trial it is not asked.
+    fn plain_is_faster(&self) -> bool {
+        let (Some(compressed), Some(plain)) = (self.compressed, self.plain) else { return true };
+        if self.tried < TRIAL {
+            return plain < HOPELESS * compressed;
+        }
+        (compressed - plain) * self.left as f64 > STILL_WORTH
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BLOCK: usize = 64 * 4096;
+
+    /// Two hosts and the link between them: nanoseconds a byte.
+    #[derive(Debug, Clone, Copy)]
+    struct World {
+        compress: f64,
+        ratio: f64,
+        besides: f64,
+        link: f64,
+        cap: f64,
+        /// What the destination does with a byte of memory that came compressed, and as it is.
+        decompress: f64,
+        take: f64,
+    }
+
+    /// Bytes that the two sockets hold.
+    const BETWEEN: usize = 1 << 20;
+
+    impl World {
+        /// Seconds until `memory` bytes are there, bytes on the wire, and the level in the middle. `fixed`: at this level all the time.
+        fn send(&self, memory: usize, fixed: Option<usize>) -> (f64, usize, i32) {
+            let mut choice = Choice { level: fixed.unwrap_or(FIRST), ..Choice::default() };
+            let (mut now, mut wire, mut link_free, mut taken) = (0.0f64, 0, 0.0f64, 0.0f64);
+            let mut between: VecDeque<(usize, f64)> = VecDeque::new();
+            let mut middle = choice.level();
+            for block in 0..memory / BLOCK {
+                if fixed.is_none() {
+                    choice.choose();
+                }
+                if block == memory / BLOCK / 2 {
+                    middle = choice.level();
+                }
+                let (begun, level) = (now, LEVELS[choice.level]);
+                let bytes = BLOCK as f64 * 1e-9;
+                let time = self.compress * level.time * bytes;
+                now += self.besides * bytes + time;
+                let size = if level.zstd == 0 { 1.0 } else { (self.ratio * level.size).min(1.0) };
+                let length = (BLOCK as f64 * size) as usize;
+                if level.zstd > 0 {
+                    choice.compressed(
+                        BLOCK,
+                        length,
+                        Duration::from_secs_f64(time),
+                        Duration::from_secs_f64(time),
+                    );
+                }
+                now = now.max(begun + self.cap * length as f64 * 1e-9);
+                let written = now;
+                link_free = link_free.max(now) + self.link * length as f64 * 1e-9;
+                let work = if level.zstd == 0 { self.take } else { self.decompress };
+                taken = taken.max(link_free) + work * bytes;
+                between.push_back((length, taken));
+                wire += length;
+                while between.iter().map(|(length, _)| length).sum::<usize>() > BETWEEN {
+                    now = now.max(between.pop_front().expect("not empty").1);
+                }
+                while between.front().is_some_and(|(_, done)| *done <= now) {
+                    between.pop_front();
+                }
+                choice.sent(&Sent {
+                    memory: BLOCK,
+                    wire: length,
+                    link: Duration::from_secs_f64(now - written),
+                    whole: Duration::from_secs_f64(now - begun),
+                    least: self.cap * 1e-9,
+                    left: (memory - (block + 1) * BLOCK) as u64,
+                });
+            }
+            (taken, wire, middle)
+        }
+    }
+
+    const DATACENTRE: World =
+        World { compress: 2.0, ratio: 0.37, besides: 0.8, link: 0.1, cap: 0.0, decompress: 1.2, take: 0.6 };
+
+    #[test]
+    fn a_fast_link_gets_pages_as_they_are() {
+        assert_eq!(DATACENTRE.send(512 << 20, None).2, 0);
+    }
+
+    #[test]
+    fn so_it_does_when_the_destination_is_what_takes_the_time() {
+        let busy = World { decompress: 4.0, take: 2.0, ..DATACENTRE };
+        assert_eq!(busy.send(512 << 20, None).2, 0);
+    }
+
+    #[test]
+    fn what_little_there_is_is_compressed() {
+        let (_, wire, level) = DATACENTRE.send(36 << 20, None);
+        assert!(level >= 1 && wire < 15 << 20, "{level} {wire}");
+    }
+
+    #[test]
+    fn a_slow_link_is_worth_more_work() {
+        let slow = World { link: 1000.0, ..DATACENTRE };
+        assert!(slow.send(64 << 20, None).2 >= 3);
+    }
+
+    #[test]
+    fn a_cap_counts_although_nobody_has_waited_for_it_yet() {
+        let capped = World { cap: 16.0, ..DATACENTRE };
+        let (_, wire, level) = capped.send(512 << 20, None);
+        assert!(level >= 1 && wire < 200 << 20, "{level} {wire}");
+    }
+
+    #[test]
+    fn what_does_not_get_smaller_is_sent_as_it_is() {
+        let random = World { ratio: 1.0, link: 1.0, ..DATACENTRE };
+        assert_eq!(random.send(512 << 20, None).2, 0);
+    }
+
+    #[test]
+    fn at_the_end_of_a_round_little_is_compressed_again() {
+        let mut choice = Choice::default();
+        choice.compressed(BLOCK, BLOCK / 3, Duration::from_micros(500), Duration::from_micros(500));
+        let mut after = |left: u64| {
+            for _ in 0..SURE + TRIAL + CHOOSE {
+                let micros = if choice.level() == 0 { 300 } else { 800 };
+                choice.sent(&Sent {
+                    memory: BLOCK,
+                    wire: if choice.level() == 0 { BLOCK } else { BLOCK / 3 },
+                    link: Duration::from_micros(30),
+                    whole: Duration::from_micros(micros),
+                    least: 0.0,
+                    left,
+                });
+                choice.choose();
+            }
+            choice.level()
+        };
+        assert_eq!([after(1 << 30), after(15 << 20), after(1 << 20), after(15 << 20)], [0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_host_without_a_free_processor_compresses_less() {
+        let settle = |waited: f64| {
+            let mut choice = Choice { compress: Some(2e-9), ratio: Some(0.4), ..Choice::default() };
+            for _ in 0..CHOOSE * 4 {
+                choice.waited = (waited, 1.0);
+                choice.sent(&Sent {
+                    memory: BLOCK,
+                    wire: BLOCK * 2 / 5,
+                    link: Duration::from_micros(10),
+                    whole: Duration::from_micros(800),
+                    least: 5e-8,
+                    left: 1 << 30,
+                });
+                choice.choose();
+            }
+            choice.level()
+        };
+        assert!(settle(1.0) > settle(8.0) && settle(8.0) == 1, "{} {}", settle(1.0), settle(8.0));
+    }
+
+    proptest! {
+        /// Whatever hosts and link are like, the choice is hardly worse than the better of always and never, but for what fewer bytes are worth.
+        #[test]
+        fn never_much_slower_than_always_or_never(
+            compress in 1.0..10.0f64,
+            ratio in 0.2..1.0f64,
+            besides in 0.3..0.6f64,
+            link in prop_oneof![0.05..2.0f64, 2.0..50.0f64],
+            decompress in 0.2..1.5f64,
+            take in 0.2..1.0f64,
+        ) {
+            let world = World {
+                compress,
+                ratio,
+                besides: besides * compress,
+                link,
+                cap: 0.0,
+                decompress: decompress * compress,
+                take: take * decompress * compress,
+            };
+            let memory = 1 << 30;
+            let (time, ..) = world.send(memory, None);
+            let (always, ..) = world.send(memory, Some(FIRST));
+            let (never, ..) = world.send(memory, Some(0));
+            prop_assert!(time < 1.1 * always.min(never) + WORTH, "{time} of {always} and {never}");
+        }
+    }
+}
