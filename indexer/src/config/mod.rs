@@ -3,6 +3,11 @@
 //! Owns the names, defaults and bounds of all settings, and the sentences about what is wrong with them. Never opens
 //! a socket, and reads no file but the one named with `--config`.
 
+mod hosts;
+mod migration;
+
+pub use migration::Migration;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -36,21 +41,8 @@ pub struct Config {
     pub log: Option<String>,
     /// Certificates.
     pub tls: TlsFiles,
-    /// Outgoing migrations at once.
-    pub migrations_at_once: usize,
-    /// Most bytes a second that all outgoing migrations send together.
-    pub max_bandwidth: Option<u64>,
-    /// Most bytes of content kept of VMs that moved away.
-    pub keep_bytes: u64,
-}
-
-/// Settings of migrations as they are written.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MigrationSettings {
-    at_once: Option<usize>,
-    max_bandwidth: Option<u64>,
-    keep_mib: Option<u64>,
+    /// Migrations.
+    pub migration: Migration,
 }
 
 /// Files for `tls://`, all PEM.
@@ -84,7 +76,7 @@ struct File {
     #[serde(default)]
     tls: TlsFiles,
     #[serde(default)]
-    migration: MigrationSettings,
+    migration: migration::Settings,
 }
 
 /// What the command line adds; see `memdexd --help`.
@@ -147,10 +139,6 @@ const DEFAULT_TICK_MS: u64 = 50;
 const DEFAULT_AUDIT_PERCENT: f64 = 0.5;
 /// Seconds that a request of direct I/O can be under way, if nothing else is said: the block layer gives up after 30, and a bus or two is reset.
 const DEFAULT_SETTLE_SECONDS: u64 = 120;
-/// Outgoing migrations at once if nothing else is said.
-const DEFAULT_AT_ONCE: usize = 2;
-/// MiB of content kept of VMs that moved away if nothing else is said.
-const DEFAULT_KEEP_MIB: u64 = 4096;
 
 impl Config {
     /// Reads the file, if there is one, and applies the command line.
@@ -165,7 +153,7 @@ impl Config {
         let either = |over: Vec<String>, file: Vec<String>| if over.is_empty() { file } else { over };
         let listen = match either(over.listen, file.listen.unwrap_or_default()) {
             list if list.is_empty() => vec![HostUrl::default()],
-            list => urls(&list)?,
+            list => hosts::urls(&list)?,
         };
         let (include, exclude) = (either(over.include, file.include), either(over.exclude, file.exclude));
         check_globs("include", &include)?;
@@ -187,16 +175,8 @@ impl Config {
         if !(1..=1024).contains(&hash_threads) {
             return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
         }
-        let migrations_at_once = file.migration.at_once.unwrap_or(DEFAULT_AT_ONCE);
-        if !(1..=64).contains(&migrations_at_once) {
-            return Err(value("migration.at_once", format!("{migrations_at_once} is not between 1 and 64")));
-        }
-        if file.migration.max_bandwidth.is_some_and(|cap| cap < 100_000) {
-            let why = "less than 100000 bytes a second: nothing would ever arrive".to_owned();
-            return Err(value("migration.max_bandwidth", why));
-        }
         let config = Self {
-            peers: peers(file.peer, &over.peer)?,
+            peers: hosts::peers(file.peer, &over.peer)?,
             listen,
             include,
             exclude,
@@ -206,9 +186,7 @@ impl Config {
             settle: Duration::from_secs(settle),
             log: over.log.or(file.log),
             tls: file.tls,
-            migrations_at_once,
-            max_bandwidth: file.migration.max_bandwidth,
-            keep_bytes: file.migration.keep_mib.unwrap_or(DEFAULT_KEEP_MIB).saturating_mul(1 << 20),
+            migration: file.migration.checked()?,
         };
         config.check_tls()?;
         Ok(config)
@@ -280,51 +258,6 @@ fn value(setting: &'static str, why: String) -> ConfigError {
     ConfigError::Value { setting, why }
 }
 
-fn urls(list: &[String]) -> Result<Vec<HostUrl>, ConfigError> {
-    let mut urls: Vec<HostUrl> = Vec::with_capacity(list.len());
-    for text in list {
-        let url = text.parse().map_err(|error| value("listen", format!("{error}")))?;
-        if urls.contains(&url) {
-            return Err(value("listen", format!("{url} is there twice; leave one out")));
-        }
-        urls.push(url);
-    }
-    Ok(urls)
-}
-
-fn peers(
-    file: BTreeMap<String, String>,
-    command_line: &[String],
-) -> Result<BTreeMap<String, HostUrl>, ConfigError> {
-    let mut all = file;
-    for peer in command_line {
-        let Some((name, url)) = peer.split_once('=') else {
-            return Err(value(
-                "peer",
-                format!("{peer:?} is not NAME=URL, such as host2=tls://host2.example:7373"),
-            ));
-        };
-        all.insert(name.to_owned(), url.to_owned());
-    }
-    all.into_iter().map(|(name, url)| peer(name, &url)).collect()
-}
-
-fn peer(name: String, url: &str) -> Result<(String, HostUrl), ConfigError> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
-        let why = format!("the name {name:?} is not 1 to 64 letters, digits, - _ and .; choose another");
-        return Err(value("peer", why));
-    }
-    let url: HostUrl = url.parse().map_err(|error| value("peer", format!("{name}: {error}")))?;
-    if let HostUrl::Tcp(address) = &url
-        && !address.is_loopback()
-    {
-        let why = format!("{name}: {url} would send the token over the network in the clear; write tls://");
-        return Err(value("peer", why));
-    }
-    Ok((name, url))
-}
-
 fn check_globs(setting: &'static str, globs: &[String]) -> Result<(), ConfigError> {
     for glob in globs {
         globset::Glob::new(glob).map_err(|error| {
@@ -355,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_example_file_is_understood_with_and_without_its_settings() {
-        let example = include_str!("../../dist/memdexd.toml");
+        let example = include_str!("../../../dist/memdexd.toml");
         assert_eq!(from_toml(example).unwrap().listen, [HostUrl::default()]);
         let setting =
             |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
