@@ -141,6 +141,7 @@ fn options(config: &Config, hook_debug: bool) -> Result<HostOptions, Failure> {
             tick: config.tick,
             settle: config.settle,
             audit_share: config.audit_percent / 100.0,
+            guest_budget_ppm: (config.guest_budget * 1e4).round() as u32,
             ..TrackerOptions::default()
         },
         hooks: HookOptions { debug: hook_debug },

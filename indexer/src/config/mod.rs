@@ -37,6 +37,8 @@ pub struct Config {
     pub audit_percent: f64,
     /// Longest time that a request of direct I/O can be under way; zero: it is disregarded.
     pub settle: Duration,
+    /// Share of one vCPU that being watched may cost each guest, in percent.
+    pub guest_budget: f64,
     /// Filter for the log, as in `RUST_LOG`.
     pub log: Option<String>,
     /// Certificates.
@@ -72,6 +74,7 @@ struct File {
     tick_ms: Option<u64>,
     audit_percent: Option<f64>,
     settle_seconds: Option<u64>,
+    guest_budget: Option<f64>,
     log: Option<String>,
     #[serde(default)]
     tls: TlsFiles,
@@ -98,6 +101,8 @@ pub struct Overrides {
     pub audit_percent: Option<f64>,
     /// Replaces the file's figure.
     pub settle_seconds: Option<u64>,
+    /// Replaces the file's figure.
+    pub guest_budget: Option<f64>,
     /// Replaces the file's filter.
     pub log: Option<String>,
 }
@@ -137,6 +142,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const DEFAULT_TICK_MS: u64 = 50;
 /// Share of a core for reading known pages again, in percent, if nothing else is said.
 const DEFAULT_AUDIT_PERCENT: f64 = 0.5;
+/// Share of one vCPU that being watched may cost each guest, in percent, if nothing else is said.
+const DEFAULT_GUEST_BUDGET: f64 = 1.0;
 /// Seconds that a request of direct I/O can be under way, if nothing else is said: the block layer gives up after 30, and a bus or two is reset.
 const DEFAULT_SETTLE_SECONDS: u64 = 120;
 
@@ -171,6 +178,11 @@ impl Config {
         if settle > 86_400 {
             return Err(value("settle_seconds", format!("{settle} seconds is more than a day")));
         }
+        let guest_budget = over.guest_budget.or(file.guest_budget).unwrap_or(DEFAULT_GUEST_BUDGET);
+        if !(0.01..=100.0).contains(&guest_budget) {
+            let why = format!("{guest_budget} is not between 0.01 and 100 percent of one vCPU");
+            return Err(value("guest_budget", why));
+        }
         let hash_threads = over.hash_threads.or(file.hash_threads).unwrap_or_else(half_the_cores);
         if !(1..=1024).contains(&hash_threads) {
             return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
@@ -184,6 +196,7 @@ impl Config {
             tick: Duration::from_millis(tick),
             audit_percent,
             settle: Duration::from_secs(settle),
+            guest_budget,
             log: over.log.or(file.log),
             tls: file.tls,
             migration: file.migration.checked()?,
@@ -309,6 +322,7 @@ mod tests {
             tick_ms = 20
             audit_percent = 2
             settle_seconds = 300
+            guest_budget = 2.5
             log = "debug"
             [peer]
             host2 = "tls://host2.example:7373"
@@ -323,6 +337,7 @@ mod tests {
         assert_eq!(config.peers["host2"].to_string(), "tls://host2.example:7373");
         assert_eq!((config.hash_threads, config.tick), (3, Duration::from_millis(20)));
         assert!((config.audit_percent - 2.0).abs() < 1e-9);
+        assert!((config.guest_budget - 2.5).abs() < 1e-9);
         assert_eq!(config.settle, Duration::from_secs(300));
         assert!(config.wants_token());
     }
@@ -357,6 +372,8 @@ mod tests {
             ("tick_ms = 1", "tick_ms: 1 is not between"),
             ("audit_percent = 101", "audit_percent: 101 is not between"),
             ("audit_percent = nan", "audit_percent: NaN"),
+            ("guest_budget = 0", "guest_budget: 0 is not between"),
+            ("guest_budget = 101", "guest_budget: 101 is not between"),
             ("settle_seconds = 86401", "settle_seconds: 86401 seconds is more"),
             ("listen = ['tcp://10.0.0.1:1']", "tls://"),
             ("listen = ['tcp://0.0.0.0:1']", "tls://"),
