@@ -31,7 +31,7 @@ use crate::units::PageRange;
 pub use price::Prices;
 
 /// The bucket holds as much as the budget gives in this time.
-const BURST: Duration = Duration::from_secs(10);
+const BURST: Duration = Duration::from_secs(20);
 /// What was overdrawn is paid back in at most this time; what is more is given up.
 const DEBT: Duration = Duration::from_secs(10);
 /// Part of the bucket, in percent, that hot pages must leave.

@@ -30,7 +30,7 @@ const PLAUSIBLE: std::ops::RangeInclusive<u64> = 100..=20_000;
 const ARM_RUN: u64 = 1000;
 /// What a fault of a guest costs beyond one of a process: leaving the guest, KVM's own fault, entering it again
 /// (`cargo xtask bench --only guest_cost`).
-const GUEST: u64 = 1000;
+const GUEST: u64 = 650;
 
 /// What things cost a guest, in nanoseconds of a vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
