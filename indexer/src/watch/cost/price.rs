@@ -26,7 +26,8 @@ const ROUNDS: usize = 15;
 const FAULT: u64 = 1000;
 /// A measured price outside of this is an accident.
 const PLAUSIBLE: std::ops::RangeInclusive<u64> = 100..=20_000;
-/// What a guest's processor loses when a run is armed: an interrupt, to throw away translations (`cargo xtask bench --only guest_cost`).
+/// What a guest's processor loses when a run is armed: it is interrupted to throw away translations. A process loses too little to be measured
+/// (`cargo xtask bench --only guest_cost`); hardware that virtualizes has to leave the guest and enter it again, for which a microsecond is reckoned.
 const ARM_RUN: u64 = 1000;
 /// What a fault of a guest costs beyond one of a process: leaving the guest, KVM's own fault, entering it again
 /// (`cargo xtask bench --only guest_cost`).
