@@ -8,6 +8,7 @@ mod diff;
 mod figure;
 mod first_index;
 mod freshness;
+mod guest_cost;
 mod hashing;
 mod idle;
 mod migration;
@@ -47,13 +48,23 @@ enum Role {
     /// Be a VMM: a process that holds a KVM VM with memory that is written on command (used by the bench itself)
     #[command(hide = true)]
     Vmm(vmm::Arguments),
+    /// Be a process that measures its own writes (used by the bench itself)
+    #[command(hide = true)]
+    Writer(guest_cost::WriterArguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Role::Vmm(arguments)) = arguments.role {
-        vmm::run(&arguments);
-        return ExitCode::SUCCESS;
+    match &arguments.role {
+        Some(Role::Vmm(arguments)) => {
+            vmm::run(arguments);
+            return ExitCode::SUCCESS;
+        }
+        Some(Role::Writer(arguments)) => {
+            guest_cost::run_writer(arguments);
+            return ExitCode::SUCCESS;
+        }
+        None => {}
     }
     let wanted = |names: &[&str]| {
         arguments.only.as_deref().is_none_or(|only| names.iter().any(|name| name.contains(only)))
@@ -65,14 +76,17 @@ fn main() -> ExitCode {
     if wanted(&["first_index_over_hash", "first_index_over_file_hash", "daemon_bytes_per_page"]) {
         first_index::measure(&mut figures);
     }
-    if wanted(&["freshness_p99_ms"]) {
-        freshness::measure(&mut figures);
+    if wanted(&["freshness_p99_ms", "freshness_10k_p99_ms"]) {
+        freshness::measure(&mut figures, |name| wanted(&[name]));
     }
     if wanted(&["diff_cold_1gib_ms"]) {
         diff::measure(&mut figures);
     }
     if wanted(&["idle_core_share"]) {
         idle::measure(&mut figures);
+    }
+    if wanted(&guest_cost::NAMES) {
+        guest_cost::measure(&mut figures);
     }
     if arguments.only.as_deref() == Some("migrate_qemu") {
         migration::measure_qemu(arguments.rounds);

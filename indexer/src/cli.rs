@@ -58,6 +58,13 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "S", hide_short_help = true)]
     settle_seconds: Option<u64>,
 
+    /// Share of one vCPU, in percent, that being watched may cost each guest; 1 if not given
+    ///
+    /// The first write to a protected page costs the guest a fault. Where its writes would cost more than this in the long run, pages that are written
+    /// again and again are left unprotected, and stale, for longer. A sync, and so the end of a migration, does not wait for it.
+    #[arg(long, value_name = "PERCENT")]
+    guest_budget: Option<f64>,
+
     /// What to log, on stderr: error, warn, info, debug, trace, or filters such as indexer::watch=debug
     ///
     /// If it is not given, $RUST_LOG counts, then `log` in the configuration, then info.
@@ -92,7 +99,7 @@ Examples:
   ssh -L 8080:/run/memdex/memdexd.sock root@host
       Look at a host's dashboard and /docs: open http://localhost:8080/
 
-Keys of the configuration: listen, include, exclude (lists), hash_threads, tick_ms, audit_percent, settle_seconds, log, [peer] NAME = \"URL\",
+Keys of the configuration: listen, include, exclude (lists), hash_threads, tick_ms, audit_percent, settle_seconds, guest_budget, log, [peer] NAME = \"URL\",
 [tls] certificate, key, ca, [migration] at_once, max_bandwidth, keep_mib.
 
 Needs root, or the abilities SYS_PTRACE, SYS_ADMIN, BPF and PERFMON; what is missing is said at the start, and VMs
@@ -111,6 +118,7 @@ impl Cli {
             tick_ms: self.tick_ms,
             audit_percent: self.audit_percent,
             settle_seconds: self.settle_seconds,
+            guest_budget: self.guest_budget,
             log,
         }
     }
@@ -131,7 +139,7 @@ mod tests {
     #[test]
     fn everything_given_reaches_the_configuration() {
         let cli = Cli::parse_from(
-            "memdexd --listen unix:/a --peer b=unix:/b --include x --exclude y --hash-threads 3 --tick-ms 9 --audit-percent 1.5 --settle-seconds 7 --log warn"
+            "memdexd --listen unix:/a --peer b=unix:/b --include x --exclude y --hash-threads 3 --tick-ms 9 --audit-percent 1.5 --settle-seconds 7 --guest-budget 3 --log warn"
                 .split(' '),
         );
         let over = cli.overrides();
@@ -139,6 +147,6 @@ mod tests {
         assert_eq!((over.include, over.exclude), (vec!["x".to_owned()], vec!["y".to_owned()]));
         assert_eq!(over.settle_seconds, Some(7));
         assert_eq!((over.hash_threads, over.tick_ms, over.log.as_deref()), (Some(3), Some(9), Some("warn")));
-        assert_eq!(over.audit_percent, Some(1.5));
+        assert_eq!((over.audit_percent, over.guest_budget), (Some(1.5), Some(3.0)));
     }
 }

@@ -141,18 +141,19 @@ fn options(config: &Config, hook_debug: bool) -> Result<HostOptions, Failure> {
             tick: config.tick,
             settle: config.settle,
             audit_share: config.audit_percent / 100.0,
+            guest_budget_ppm: (config.guest_budget * 1e4).round() as u32,
             ..TrackerOptions::default()
         },
         hooks: HookOptions { debug: hook_debug },
-        keep_bytes: config.keep_bytes,
+        keep_bytes: config.migration.keep_bytes,
         ..HostOptions::default()
     })
 }
 
 fn migration_options(config: &Config) -> MigrationOptions {
     MigrationOptions {
-        at_once: config.migrations_at_once,
-        max_bandwidth: config.max_bandwidth,
+        at_once: config.migration.at_once,
+        max_bandwidth: config.migration.max_bandwidth,
         journal: config.journal(),
     }
 }

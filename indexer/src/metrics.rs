@@ -116,6 +116,10 @@ figures! {
     Counter audits = "audits_total";
     /// Times a region was found mapped anew.
     Counter regions_remapped = "regions_remapped_total";
+    /// Armed pages that were written: each write took a fault, which the guest paid for.
+    Counter guest_faults = "guest_faults_total";
+    /// Pages left writable for a while because arming them again was beyond the guest's budget.
+    Counter arming_held = "arming_held_total";
     /// Pages that are hot right now.
     Gauge hot_pages = "hot_pages";
 }

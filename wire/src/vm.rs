@@ -65,6 +65,13 @@ pub struct VmInfo {
     /// Known pages that the background audit has read again and compared, since tracking began.
     #[serde(default)]
     pub audit_checked: u64,
+    /// What the guest has paid for being watched over the last ten seconds, in millionths of one vCPU: estimated from the faults that its writes to
+    /// protected pages took, and what a fault costs on this machine.
+    #[serde(default)]
+    pub guest_cost_ppm: u64,
+    /// What it may pay in the long run, in the same unit (`--guest-budget`). Where it is used up pages stay `stale` for longer.
+    #[serde(default)]
+    pub guest_budget_ppm: u64,
 }
 
 /// How far the first pass over a VM's memory has come.

@@ -58,7 +58,7 @@ type Value = fn(&VmInfo) -> f64;
 fn vms(out: &mut Text, state: &ApiState) {
     let all = state.host.vms();
     let vms: Vec<_> = all.iter().map(|vm| (vm.info(), vm)).collect();
-    let families: [(&str, &str, Value); 8] = [
+    let families: [(&str, &str, Value); 10] = [
         ("memdex_vm_memory_bytes", "Bytes of guest RAM.", |vm| vm.memory_bytes as f64),
         ("memdex_vm_generation", "Generation of the VM's map.", |vm| vm.generation as f64),
         ("memdex_vm_exact", "1 if tracking is exact, 0 if it is advisory.", |vm| {
@@ -83,6 +83,16 @@ fn vms(out: &mut Text, state: &ApiState) {
             "memdex_vm_unsettled_pages",
             "Those of the stale pages that only direct I/O from before they were read may have changed.",
             |vm| vm.pages.unsettled as f64,
+        ),
+        (
+            "memdex_vm_guest_cost_ratio",
+            "Share of one vCPU that the guest has paid for being watched over the last ten seconds, as estimated.",
+            |vm| vm.guest_cost_ppm as f64 / 1e6,
+        ),
+        (
+            "memdex_vm_guest_budget_ratio",
+            "Share of one vCPU that the guest may pay for being watched in the long run.",
+            |vm| vm.guest_budget_ppm as f64 / 1e6,
         ),
         ("memdex_vm_indexed_pages", "Pages looked at in the first pass.", |vm| vm.indexed.done as f64),
     ];

@@ -4,6 +4,7 @@
 //! through [`Host`] and [`Vm`]. Never reads guest memory itself, save to hand out a content that was asked for.
 
 mod content;
+mod haste;
 mod kept;
 mod registry;
 mod vm;
@@ -27,6 +28,7 @@ use crate::{
     map::{ContentIndex, IndexStatistics},
     vm::{Discovery, KvmVm, descriptor::Memslot, filter::NameFilter},
     watch::{
+        cost::Prices,
         ebpf::{HookOptions, Hooks},
         tracker::TrackerOptions,
     },
@@ -34,7 +36,7 @@ use crate::{
 pub(crate) use content::ContentSource;
 pub use kept::KeptFigures;
 use registry::Registry;
-pub(crate) use vm::{Freshness, Status};
+pub(crate) use vm::{Freshness, GuestShare, Status};
 pub use vm::{JobError, Vm};
 
 /// Events kept for readers that are behind; a slower reader is told how many it missed.
@@ -105,6 +107,8 @@ pub enum FindError {
 pub(crate) struct Shared {
     pub(crate) options: HostOptions,
     pub(crate) hooks: Hooks,
+    /// What tracking costs a guest on this machine.
+    pub(crate) prices: Prices,
     pub(crate) pool: HashPool,
     pub(crate) index: ContentIndex,
     pub(crate) registry: Registry,
@@ -190,8 +194,10 @@ impl Host {
     pub fn start(options: HostOptions) -> Result<Self, StartError> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = options.hash_threads.unwrap_or_else(|| (cores / 2).max(1));
+        let hooks = Hooks::load(&options.hooks);
         let shared = Arc::new(Shared {
-            hooks: Hooks::load(&options.hooks),
+            prices: Prices::measure(&hooks),
+            hooks,
             pool: HashPool::new(threads)?,
             index: ContentIndex::new()?,
             registry: Registry::default(),

@@ -17,6 +17,7 @@ use memdex_wire::{
 };
 use tokio::sync::oneshot;
 
+use super::haste::Hurried;
 use crate::{
     map::{Layout, LayoutRegion, MapId, MapSnapshot, PageMap},
     memory::RegionMemory,
@@ -81,6 +82,15 @@ impl Freshness {
     }
 }
 
+/// What the guest pays for being watched, in millionths of a vCPU.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct GuestShare {
+    /// Lately, as estimated from the faults that were seen.
+    pub(crate) paid_ppm: u64,
+    /// At most.
+    pub(crate) budget_ppm: u64,
+}
+
 fn milliseconds(since: Instant) -> u64 {
     since.elapsed().as_millis() as u64
 }
@@ -123,6 +133,9 @@ pub struct Vm {
     memory: RwLock<Memory>,
     progress: Mutex<IndexProgress>,
     freshness: Mutex<Freshness>,
+    guest_share: Mutex<GuestShare>,
+    /// Who waits for the map, whatever it costs the guest.
+    pub(crate) hurried: Hurried,
     /// Looks at the VMM's open files.
     direct_io: Mutex<Looks>,
     commands: mpsc::SyncSender<Command>,
@@ -160,6 +173,8 @@ impl Vm {
             }),
             descriptor: RwLock::new(descriptor),
             freshness: Mutex::new(Freshness { as_of: now, oldest_mark: None, audited: now }),
+            guest_share: Mutex::default(),
+            hurried: Hurried::default(),
             commands,
             counters: VmCounters::default(),
             audit: AuditCounters::default(),
@@ -232,6 +247,7 @@ impl Vm {
             // The pages have just been numbered anew, and the tracker is about to say how they are watched.
             status = Status::beginning(&layout);
         }
+        let guest_share = *self.guest_share.lock().unwrap_or_else(PoisonError::into_inner);
         VmInfo {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -256,6 +272,8 @@ impl Vm {
             missed_by_scan: self.counters.missed_by_scan.get(),
             mismatches,
             audit_checked: self.audit.checked.get(),
+            guest_cost_ppm: guest_share.paid_ppm,
+            guest_budget_ppm: guest_share.budget_ppm,
         }
     }
 
@@ -409,6 +427,10 @@ impl Vm {
 
     pub(crate) fn set_freshness(&self, freshness: Freshness) {
         *self.freshness.lock().unwrap_or_else(PoisonError::into_inner) = freshness;
+    }
+
+    pub(crate) fn set_guest_share(&self, share: GuestShare) {
+        *self.guest_share.lock().unwrap_or_else(PoisonError::into_inner) = share;
     }
 
     /// When the witnesses were last asked. To be taken before the map that it is to be shown with.

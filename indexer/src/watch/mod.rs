@@ -48,8 +48,10 @@
 //! raises no exception, so eBPF does not mark it: where direct I/O is possible the page tables are scanned all the time.
 
 pub mod claim;
+pub mod cost;
 pub mod ebpf;
 mod entries;
+mod held;
 pub mod inject;
 #[cfg(test)]
 mod model;

@@ -12,10 +12,13 @@
 //! - *ready*: may be armed and read now.
 //! - *delayed*: a hot page, written again right after it was read. Chasing it would cost the guest a fault each time, so
 //!   it is left writable for 1, 2, 4 … ticks.
+//! - *[held](super::held)*: the guest's budget for faults is used up, so it is left writable until its turn comes.
 
 use std::{collections::HashMap, ops::Range};
 
 use roaring::RoaringBitmap;
+
+use super::held::Held;
 
 /// Highest heat: a delay of 64 ticks, about three seconds.
 const HOTTEST: u8 = 7;
@@ -38,6 +41,7 @@ pub(super) struct Queue {
     /// Pages published in this rotation and in the one before.
     recent: [RoaringBitmap; 2],
     heat: HashMap<u32, u8>,
+    held: Held,
 }
 
 impl Queue {
@@ -50,6 +54,7 @@ impl Queue {
             now: 0,
             recent: Default::default(),
             heat: HashMap::new(),
+            held: Held::default(),
         }
     }
 
@@ -68,7 +73,7 @@ impl Queue {
         self.ready |= &old;
         self.recent[1] = std::mem::take(&mut self.recent[0]);
         if self.heat.len() > 4096 {
-            let delayed = self.wheel.iter().fold(RoaringBitmap::new(), |all, slot| all | slot);
+            let delayed = self.wheel.iter().fold(self.held.all(), |all, slot| all | slot);
             self.heat.retain(|page, _| self.recent[1].contains(*page) || delayed.contains(*page));
         }
         old
@@ -130,6 +135,16 @@ impl Queue {
         }
     }
 
+    /// Pages that the guest's budget leaves out for now.
+    pub(super) fn held(&mut self) -> &mut Held {
+        &mut self.held
+    }
+
+    /// Those of `pages` that were written again soon after they had been read.
+    pub(super) fn heated(&self, pages: &RoaringBitmap) -> RoaringBitmap {
+        pages.iter().filter(|page| self.heat.contains_key(page)).collect()
+    }
+
     /// Read these at the next opportunity.
     pub(super) fn ready(&mut self, pages: &RoaringBitmap) {
         self.ready |= pages;
@@ -149,6 +164,10 @@ impl Queue {
     /// These have been read and published.
     pub(super) fn published(&mut self, run: Range<u32>) {
         self.recent[0].insert_range(run);
+    }
+
+    pub(super) fn is_ready(&self, page: u32) -> bool {
+        self.ready.contains(page)
     }
 
     pub(super) fn has_ready(&self) -> bool {
@@ -180,6 +199,7 @@ impl Queue {
     /// Every page that is somewhere in here.
     pub(super) fn all(&self) -> RoaringBitmap {
         let queued = &(&self.awaited[0] | &self.awaited[1]) | &(&self.discarding | &self.ready);
+        let queued = queued | self.held.all();
         self.wheel.iter().fold(queued, |all, slot| all | slot)
     }
 
@@ -194,6 +214,7 @@ impl Queue {
         for set in sets.chain([&mut self.discarding, &mut self.ready]) {
             set.remove_range(page..);
         }
+        self.held.forget_from(page);
         self.heat.retain(|hot, _| *hot < page);
     }
 }
@@ -245,6 +266,8 @@ mod identity {
             let mut heat: Vec<_> = self.heat.iter().collect();
             heat.sort_unstable();
             heat.hash(state);
+            // The model has no budget.
+            debug_assert!(self.held.all().is_empty());
         }
     }
 }

@@ -175,6 +175,8 @@ fn vm(id: &str, name: &str, pid: u32) -> VmInfo {
         missed_by_ebpf: 0,
         missed_by_scan: 0,
         mismatches: 0,
+        guest_cost_ppm: 0,
+        guest_budget_ppm: 0,
         audit_checked: 1000,
     }
 }

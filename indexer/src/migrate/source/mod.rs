@@ -225,6 +225,8 @@ impl Outgoing {
     async fn move_it(&mut self, client: &Client, streams: &Arc<Streams>) -> Result<(), Stop> {
         let record = Arc::clone(&self.copier.record);
         record.enter(Phase::Copying);
+        // What is written is to be known at once, so that little is left when the guest is stopped.
+        let _haste = self.vm.hurried.begin();
         let runtime = Handle::current();
         let channels = join_all((0..STREAMS).map(|_| client.open_channel(record.id(), ChannelKind::Data)));
         let monitor = Arc::clone(&self.monitor);

@@ -70,6 +70,7 @@ impl Tracker {
                 self.vm.counters.missed_by_ebpf.add(missed.len());
             }
         }
+        self.note_written(&found.written);
         let newly = protocol::audited(
             &mut self.vm.map_mut(),
             &mut self.queue,
@@ -164,6 +165,7 @@ impl Tracker {
                 }
             }
             if !written.is_empty() {
+                self.note_written(&written);
                 let newly = protocol::found_written(&mut self.vm.map_mut(), &mut self.queue, &written);
                 self.vm.counters.pages_gone_stale.add(newly);
             }

@@ -92,6 +92,7 @@ impl Tracker {
             better |= again.readable();
             let range = again.range();
             self.regions[index] = again;
+            self.note_mapped_anew(range.clone());
             // A discard may be on its way, as after any change of the layout.
             self.may_be_discarded(range);
         }
@@ -131,6 +132,7 @@ impl Tracker {
         }
         self.looks.renumbered();
         self.history.forget();
+        self.note_mapped_anew(kept..u32::MAX);
         self.unsettled.forget_from(kept);
         self.watch_marks();
         protocol::renumbered(&self.vm.map(), &mut self.queue, kept);

@@ -31,6 +31,7 @@ impl Tracker {
             self.vm.counters.pages_gone_stale.add(noted.newly_stale);
             self.vm.counters.marks_written.add(noted.written);
             self.vm.counters.marks_discarded.add(noted.discarded);
+            self.note_marked(&written);
         }
         self.slots_moved |= taken.layout_stale;
         if taken.overflowed {

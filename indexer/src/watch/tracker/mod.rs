@@ -11,6 +11,7 @@ mod digest;
 mod jobs;
 mod layout;
 mod marks;
+mod pay;
 mod region;
 mod settle;
 mod staleness;
@@ -30,6 +31,7 @@ use tokio::sync::oneshot;
 
 use super::{
     claim::Claim,
+    cost::GuestCost,
     ebpf::Marks,
     pagemap::{Pagemap, ScanError},
     protocol::FullScan,
@@ -45,6 +47,7 @@ use crate::{
 use check::{Distrust, History};
 use content::ContentAudit;
 use jobs::Job;
+use pay::begin_to_pay;
 use region::Watched;
 use staleness::Looks;
 
@@ -75,6 +78,8 @@ pub struct TrackerOptions {
     pub audit_share: f64,
     /// Longest time that a request of direct I/O can be under way; zero if it is to be disregarded.
     pub settle: Duration,
+    /// Share of one vCPU that a guest may lose by being watched, in millionths.
+    pub guest_budget_ppm: u32,
 }
 
 impl Default for TrackerOptions {
@@ -86,6 +91,7 @@ impl Default for TrackerOptions {
             rehash: Duration::from_secs(30),
             audit_share: 0.005,
             settle: Duration::from_secs(120),
+            guest_budget_ppm: 10_000,
         }
     }
 }
@@ -145,6 +151,7 @@ pub(crate) struct Tracker {
     marks_missing: Option<String>,
     regions: Vec<Watched>,
     queue: Queue,
+    cost: GuestCost,
     unsettled: Unsettled,
     /// Who waits until no page is due to be read once more.
     await_settling: Vec<oneshot::Sender<Result<(), JobError>>>,
@@ -199,6 +206,7 @@ impl Tracker {
         }
         let now = Instant::now();
         let unsettled = Unsettled::new(shared.options.tracker.settle, now);
+        let cost = begin_to_pay(&shared, &descriptor, userfault.as_ref().ok(), now);
         let mut tracker = Self {
             options: shared.options.tracker.clone(),
             vm,
@@ -213,6 +221,7 @@ impl Tracker {
             marks_missing: None,
             regions: Vec::new(),
             queue: Queue::new(),
+            cost,
             unsettled,
             await_settling: Vec::new(),
             jobs: VecDeque::new(),
@@ -315,6 +324,7 @@ impl Tracker {
         self.queue.tick();
         self.tick_unsettled();
         self.take_marks();
+        self.tick_budget();
         if self.slots_moved && self.last_watched.elapsed() >= REWATCH {
             self.slots_moved = false;
             self.watch_marks();

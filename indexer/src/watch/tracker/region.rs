@@ -104,21 +104,30 @@ impl Watched {
         if !self.huge_pages || pages.is_empty() {
             return pages;
         }
-        // Huge pages are aligned in the VMM's address space, not in page numbers.
-        let skew = (self.region.start.0 / bytes(1)) as u32 % HUGE;
         let mut wide = RoaringBitmap::new();
         let mut done = 0;
         for page in pages.iter() {
             if page < done {
                 continue;
             }
-            let inside = page - self.first_page + skew;
-            let start = (inside - inside % HUGE).saturating_sub(skew);
-            let end = inside - inside % HUGE + HUGE - skew;
-            done = self.first_page + end.min(self.pages());
-            wide.insert_range(self.first_page + start..done);
+            if let Some(huge) = self.huge_page(page) {
+                done = huge.end;
+                wide.insert_range(huge);
+            }
         }
         wide
+    }
+
+    /// The huge page that this one may be a part of, clipped to the region; `None` where there are none.
+    pub(super) fn huge_page(&self, page: u32) -> Option<PageRange> {
+        self.huge_pages.then(|| {
+            // Huge pages are aligned in the VMM's address space, not in page numbers.
+            let skew = (self.region.start.0 / bytes(1)) as u32 % HUGE;
+            let inside = page - self.first_page + skew;
+            let start = inside - inside % HUGE;
+            let end = (start + HUGE - skew).min(self.pages());
+            self.first_page + start.saturating_sub(skew)..self.first_page + end
+        })
     }
 
     /// Pages counted from the region's start.
@@ -151,6 +160,27 @@ impl Watched {
             reason,
         }
     }
+}
+
+/// Cuts a batch so that it does not end within a huge page whose next page `is_ready` as well: armed as a whole a huge page stays one, armed in
+/// pieces it is split. Returns what is left for the next batch.
+pub(super) fn cut_between_huge_pages(
+    watched: &Watched,
+    batch: &mut RoaringBitmap,
+    is_ready: impl Fn(u32) -> bool,
+) -> RoaringBitmap {
+    let (Some(first), Some(last)) = (batch.min(), batch.max()) else { return RoaringBitmap::new() };
+    let mut rest = RoaringBitmap::new();
+    if let Some(huge) = watched.huge_page(last)
+        && first < huge.start
+        && last + 1 < huge.end
+        && is_ready(last + 1)
+    {
+        rest = batch.clone();
+        rest.remove_range(..huge.start);
+        batch.remove_range(huge.start..);
+    }
+    rest
 }
 
 /// Whether the kernel may populate a region by huge pages without being asked. Shared memory needs a setting that few

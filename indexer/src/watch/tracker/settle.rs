@@ -6,6 +6,7 @@ use roaring::RoaringBitmap;
 use super::{
     Lost, Tracker,
     digest::{PIECE, digest_parallel},
+    region::cut_between_huge_pages,
     trouble::Trouble,
 };
 use crate::{
@@ -72,6 +73,8 @@ impl Tracker {
             let mut rest = batch.clone();
             rest.remove_range(..end);
             batch.remove_range(end..);
+            rest |=
+                cut_between_huge_pages(&self.regions[region], &mut batch, |next| self.queue.is_ready(next));
             self.queue.ready(&rest);
             let current_is_true = self.regions[region].armed() && !self.doubted();
             let marks = self.marks.as_ref();
@@ -79,6 +82,7 @@ impl Tracker {
                 protocol::to_settle(&self.vm.map(), &mut self.queue, batch, current_is_true, |pages| {
                     with_marks(marks, pages)
                 });
+            let batch = if self.regions[region].armed() { self.within_budget(batch) } else { batch };
             if !batch.is_empty() && self.regions[region].readable() {
                 return Some((region, batch));
             }
@@ -118,7 +122,7 @@ impl Tracker {
         }
     }
 
-    fn try_begin(&self, batch: Batch<Fresh>) -> Result<Option<Reading>, (Trouble, Batch<Fresh>)> {
+    fn try_begin(&mut self, batch: Batch<Fresh>) -> Result<Option<Reading>, (Trouble, Batch<Fresh>)> {
         let region = batch.region();
         let watched = &self.regions[region];
         let Some(memory) = watched.memory.clone().filter(|_| watched.readable()) else {
@@ -139,6 +143,8 @@ impl Tracker {
             return Err((error.into(), batch));
         }
 
+        let relative: Vec<_> = data.iter().map(|run| watched.relative(run)).collect();
+
         // 1. Arm.
         let mut refused = RoaringBitmap::new();
         if watched.armed() {
@@ -151,10 +157,10 @@ impl Tracker {
                     refused.insert_range(run.clone());
                 }
             }
+            self.note_armed(&data);
         }
 
         // 2. Read and hash.
-        let relative: Vec<_> = data.iter().map(|run| watched.relative(run)).collect();
         let digests = self.shared.pool.start(move || digest_parallel(&memory, &relative));
         Ok(Some(Reading { batch: batch.armed(data, refused), digests }))
     }
@@ -182,6 +188,7 @@ impl Tracker {
             self.trouble(region, error.into())?;
             return Ok(pages);
         }
+        self.note_written(&(&written & &pages));
         let batch = batch.checked(written, |pages| with_marks(self.marks.as_ref(), pages));
 
         // 4. Publish.

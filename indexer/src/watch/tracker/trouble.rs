@@ -65,6 +65,7 @@ impl Tracker {
         let epoch = &mut self.regions[region].epoch;
         let newly = protocol::mapped_anew(&mut self.vm.map_mut(), epoch, &range);
         self.vm.counters.pages_gone_stale.add(newly);
+        self.note_mapped_anew(range.clone());
         let watched = &self.regions[region];
         let renewed = RegionMemory::open(self.process, &watched.region)
             .map(Arc::new)

@@ -106,6 +106,7 @@ impl Tracker {
             self.region_not_watched(region)?;
             return Ok(nothing);
         }
+        self.note_written(&written);
         self.take_marks();
         let stale: RoaringBitmap = pages.iter().filter(|page| self.vm.is_stale(*page)).collect();
         let written = (written & &pages) - &stale;

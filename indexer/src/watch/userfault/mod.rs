@@ -189,6 +189,11 @@ pub fn probe() -> Result<(), AttachError> {
     request::own(FLAGS).and_then(|fd| initialize(&fd).map_err(Into::into)).map_err(AttachError::Unsupported)
 }
 
+/// A userfaultfd of the daemon's own address space, to watch writes to its own memory.
+pub(crate) fn own() -> Result<UserFault, AttachError> {
+    request::own(FLAGS).map_err(AttachError::Unsupported).and_then(UserFault::from_fd)
+}
+
 /// A userfaultfd of the daemon's own address space, for [`register_missing`].
 pub(crate) fn own_for_missing() -> io::Result<OwnedFd> {
     let fd = request::own(FLAGS)?;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{abilities::Abilities, reporter::Reporter};
 
-const APPEAR: Duration = Duration::from_secs(5);
+pub(crate) const APPEAR: Duration = Duration::from_secs(5);
 /// Time for the last writes to be seen without a sync.
 const SEEN: Duration = Duration::from_millis(100);
 const ROUNDS: u32 = 4;

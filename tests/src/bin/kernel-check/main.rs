@@ -6,6 +6,7 @@
 //! not, words that say so.
 
 mod abilities;
+mod cost;
 mod daemon;
 mod programs;
 mod reporter;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     abilities.report(&mut reporter);
     reporter.check("KVM translates guest addresses with two-stage page tables", abilities::two_stage_kvm);
     daemon::check(&mut reporter, &abilities);
+    cost::check(&mut reporter, &abilities);
     programs::check(&mut reporter, &abilities, &tests);
     reporter.end();
     ExitCode::SUCCESS

@@ -3,6 +3,11 @@
 //! Owns the names, defaults and bounds of all settings, and the sentences about what is wrong with them. Never opens
 //! a socket, and reads no file but the one named with `--config`.
 
+mod hosts;
+mod migration;
+
+pub use migration::Migration;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -32,25 +37,14 @@ pub struct Config {
     pub audit_percent: f64,
     /// Longest time that a request of direct I/O can be under way; zero: it is disregarded.
     pub settle: Duration,
+    /// Share of one vCPU that being watched may cost each guest, in percent.
+    pub guest_budget: f64,
     /// Filter for the log, as in `RUST_LOG`.
     pub log: Option<String>,
     /// Certificates.
     pub tls: TlsFiles,
-    /// Outgoing migrations at once.
-    pub migrations_at_once: usize,
-    /// Most bytes a second that all outgoing migrations send together.
-    pub max_bandwidth: Option<u64>,
-    /// Most bytes of content kept of VMs that moved away.
-    pub keep_bytes: u64,
-}
-
-/// Settings of migrations as they are written.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MigrationSettings {
-    at_once: Option<usize>,
-    max_bandwidth: Option<u64>,
-    keep_mib: Option<u64>,
+    /// Migrations.
+    pub migration: Migration,
 }
 
 /// Files for `tls://`, all PEM.
@@ -80,11 +74,12 @@ struct File {
     tick_ms: Option<u64>,
     audit_percent: Option<f64>,
     settle_seconds: Option<u64>,
+    guest_budget: Option<f64>,
     log: Option<String>,
     #[serde(default)]
     tls: TlsFiles,
     #[serde(default)]
-    migration: MigrationSettings,
+    migration: migration::Settings,
 }
 
 /// What the command line adds; see `memdexd --help`.
@@ -106,6 +101,8 @@ pub struct Overrides {
     pub audit_percent: Option<f64>,
     /// Replaces the file's figure.
     pub settle_seconds: Option<u64>,
+    /// Replaces the file's figure.
+    pub guest_budget: Option<f64>,
     /// Replaces the file's filter.
     pub log: Option<String>,
 }
@@ -145,12 +142,10 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const DEFAULT_TICK_MS: u64 = 50;
 /// Share of a core for reading known pages again, in percent, if nothing else is said.
 const DEFAULT_AUDIT_PERCENT: f64 = 0.5;
+/// Share of one vCPU that being watched may cost each guest, in percent, if nothing else is said.
+const DEFAULT_GUEST_BUDGET: f64 = 1.0;
 /// Seconds that a request of direct I/O can be under way, if nothing else is said: the block layer gives up after 30, and a bus or two is reset.
 const DEFAULT_SETTLE_SECONDS: u64 = 120;
-/// Outgoing migrations at once if nothing else is said.
-const DEFAULT_AT_ONCE: usize = 2;
-/// MiB of content kept of VMs that moved away if nothing else is said.
-const DEFAULT_KEEP_MIB: u64 = 4096;
 
 impl Config {
     /// Reads the file, if there is one, and applies the command line.
@@ -165,7 +160,7 @@ impl Config {
         let either = |over: Vec<String>, file: Vec<String>| if over.is_empty() { file } else { over };
         let listen = match either(over.listen, file.listen.unwrap_or_default()) {
             list if list.is_empty() => vec![HostUrl::default()],
-            list => urls(&list)?,
+            list => hosts::urls(&list)?,
         };
         let (include, exclude) = (either(over.include, file.include), either(over.exclude, file.exclude));
         check_globs("include", &include)?;
@@ -183,20 +178,17 @@ impl Config {
         if settle > 86_400 {
             return Err(value("settle_seconds", format!("{settle} seconds is more than a day")));
         }
+        let guest_budget = over.guest_budget.or(file.guest_budget).unwrap_or(DEFAULT_GUEST_BUDGET);
+        if !(0.01..=100.0).contains(&guest_budget) {
+            let why = format!("{guest_budget} is not between 0.01 and 100 percent of one vCPU");
+            return Err(value("guest_budget", why));
+        }
         let hash_threads = over.hash_threads.or(file.hash_threads).unwrap_or_else(half_the_cores);
         if !(1..=1024).contains(&hash_threads) {
             return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
         }
-        let migrations_at_once = file.migration.at_once.unwrap_or(DEFAULT_AT_ONCE);
-        if !(1..=64).contains(&migrations_at_once) {
-            return Err(value("migration.at_once", format!("{migrations_at_once} is not between 1 and 64")));
-        }
-        if file.migration.max_bandwidth.is_some_and(|cap| cap < 100_000) {
-            let why = "less than 100000 bytes a second: nothing would ever arrive".to_owned();
-            return Err(value("migration.max_bandwidth", why));
-        }
         let config = Self {
-            peers: peers(file.peer, &over.peer)?,
+            peers: hosts::peers(file.peer, &over.peer)?,
             listen,
             include,
             exclude,
@@ -204,11 +196,10 @@ impl Config {
             tick: Duration::from_millis(tick),
             audit_percent,
             settle: Duration::from_secs(settle),
+            guest_budget,
             log: over.log.or(file.log),
             tls: file.tls,
-            migrations_at_once,
-            max_bandwidth: file.migration.max_bandwidth,
-            keep_bytes: file.migration.keep_mib.unwrap_or(DEFAULT_KEEP_MIB).saturating_mul(1 << 20),
+            migration: file.migration.checked()?,
         };
         config.check_tls()?;
         Ok(config)
@@ -280,51 +271,6 @@ fn value(setting: &'static str, why: String) -> ConfigError {
     ConfigError::Value { setting, why }
 }
 
-fn urls(list: &[String]) -> Result<Vec<HostUrl>, ConfigError> {
-    let mut urls: Vec<HostUrl> = Vec::with_capacity(list.len());
-    for text in list {
-        let url = text.parse().map_err(|error| value("listen", format!("{error}")))?;
-        if urls.contains(&url) {
-            return Err(value("listen", format!("{url} is there twice; leave one out")));
-        }
-        urls.push(url);
-    }
-    Ok(urls)
-}
-
-fn peers(
-    file: BTreeMap<String, String>,
-    command_line: &[String],
-) -> Result<BTreeMap<String, HostUrl>, ConfigError> {
-    let mut all = file;
-    for peer in command_line {
-        let Some((name, url)) = peer.split_once('=') else {
-            return Err(value(
-                "peer",
-                format!("{peer:?} is not NAME=URL, such as host2=tls://host2.example:7373"),
-            ));
-        };
-        all.insert(name.to_owned(), url.to_owned());
-    }
-    all.into_iter().map(|(name, url)| peer(name, &url)).collect()
-}
-
-fn peer(name: String, url: &str) -> Result<(String, HostUrl), ConfigError> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
-        let why = format!("the name {name:?} is not 1 to 64 letters, digits, - _ and .; choose another");
-        return Err(value("peer", why));
-    }
-    let url: HostUrl = url.parse().map_err(|error| value("peer", format!("{name}: {error}")))?;
-    if let HostUrl::Tcp(address) = &url
-        && !address.is_loopback()
-    {
-        let why = format!("{name}: {url} would send the token over the network in the clear; write tls://");
-        return Err(value("peer", why));
-    }
-    Ok((name, url))
-}
-
 fn check_globs(setting: &'static str, globs: &[String]) -> Result<(), ConfigError> {
     for glob in globs {
         globset::Glob::new(glob).map_err(|error| {
@@ -355,7 +301,7 @@ mod tests {
 
     #[test]
     fn the_example_file_is_understood_with_and_without_its_settings() {
-        let example = include_str!("../../dist/memdexd.toml");
+        let example = include_str!("../../../dist/memdexd.toml");
         assert_eq!(from_toml(example).unwrap().listen, [HostUrl::default()]);
         let setting =
             |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
@@ -376,6 +322,7 @@ mod tests {
             tick_ms = 20
             audit_percent = 2
             settle_seconds = 300
+            guest_budget = 2.5
             log = "debug"
             [peer]
             host2 = "tls://host2.example:7373"
@@ -390,6 +337,7 @@ mod tests {
         assert_eq!(config.peers["host2"].to_string(), "tls://host2.example:7373");
         assert_eq!((config.hash_threads, config.tick), (3, Duration::from_millis(20)));
         assert!((config.audit_percent - 2.0).abs() < 1e-9);
+        assert!((config.guest_budget - 2.5).abs() < 1e-9);
         assert_eq!(config.settle, Duration::from_secs(300));
         assert!(config.wants_token());
     }
@@ -424,6 +372,8 @@ mod tests {
             ("tick_ms = 1", "tick_ms: 1 is not between"),
             ("audit_percent = 101", "audit_percent: 101 is not between"),
             ("audit_percent = nan", "audit_percent: NaN"),
+            ("guest_budget = 0", "guest_budget: 0 is not between"),
+            ("guest_budget = 101", "guest_budget: 101 is not between"),
             ("settle_seconds = 86401", "settle_seconds: 86401 seconds is more"),
             ("listen = ['tcp://10.0.0.1:1']", "tls://"),
             ("listen = ['tcp://0.0.0.0:1']", "tls://"),
