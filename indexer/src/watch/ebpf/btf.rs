@@ -7,7 +7,7 @@ use std::path::Path;
 use btf_rs::{Array, Btf, Struct, Type};
 use indexer_common::{
     marks::ADDRESS_SPACES,
-    offsets::{Files, Kvm},
+    offsets::{Files, Kvm, Mapping},
 };
 
 const KERNEL: &str = "/sys/kernel/btf/vmlinux";
@@ -80,6 +80,16 @@ impl Types {
             inode_sb: self.offset("inode", "i_sb")?,
             sb_device: self.offset("super_block", "s_dev")?,
             sb_magic: self.offset("super_block", "s_magic")?,
+        })
+    }
+
+    /// From a mapping to the process it is of.
+    pub(super) fn mapping(&self) -> Result<Mapping, BtfError> {
+        Ok(Mapping {
+            vma_mm: self.offset("vm_area_struct", "vm_mm")?,
+            mm_owner: self.offset("mm_struct", "owner")?,
+            task_tgid: self.offset("task_struct", "tgid")?,
+            daemon: std::process::id(),
         })
     }
 

@@ -79,6 +79,8 @@ impl Tracker {
                 protocol::to_settle(&self.vm.map(), &mut self.queue, batch, current_is_true, |pages| {
                     with_marks(marks, pages)
                 });
+            let spent = self.spent(&batch);
+            let batch = protocol::armed_only(&mut self.queue, batch, spent);
             if !batch.is_empty() && self.regions[region].readable() {
                 return Some((region, batch));
             }
@@ -182,6 +184,7 @@ impl Tracker {
             self.trouble(region, error.into())?;
             return Ok(pages);
         }
+        self.whole.spend(&written);
         let batch = batch.checked(written, |pages| with_marks(self.marks.as_ref(), pages));
 
         // 4. Publish.
@@ -216,10 +219,10 @@ impl Tracker {
     }
 
     fn arm(&self, region: usize, pages: &PageRange) -> Result<(), crate::watch::userfault::ArmError> {
-        let Ok(userfault) = &self.userfault else { return Ok(()) };
+        let Ok(protection) = &self.protection else { return Ok(()) };
         self.vm.counters.arm_calls.add(1);
         self.vm.counters.pages_armed.add(u64::from(pages.end - pages.start));
-        userfault.arm(self.regions[region].addresses(pages))
+        protection.arm(self.regions[region].addresses(pages))
     }
 
     /// Adds to `written` the pages around `pages` that the page table shows as written. Read-only.
