@@ -14,7 +14,9 @@
 //! With eBPF marks they can, because a mark comes *before* the write:
 //!
 //! 1. A page that the map shows as known was protected before it was read, and has had no mark since: it is not writable.
-//! 2. Its first write takes a fault, and every fault, whoever has it, goes through `handle_mm_fault`, where a mark is left.
+//! 2. Its first write takes a fault, and every fault, whoever has it, goes through `handle_mm_fault`, where a mark is left. A fault holds the lock of
+//!    the address space from there until it is resolved, and a clearing wants that lock for itself: none comes between mark and resolution. (From 6.4
+//!    on faults lock single mappings; there this witness is not used.)
 //! 3. So whatever is written between reading and clearing has a mark, which nobody has taken: it is taken after the clearing, and
 //!    the page is stale. No marks are taken in between that would not be.
 //! 4. And a page that is to be read has to have been armed by the last clearing and to have no mark since: who was written after it is writable,
@@ -46,7 +48,7 @@
 //!   marked page is read a scan has to have seen its bit, and a clearing has to follow: a copy that takes longer than that is lost. The same holds for userfaultfd.
 //!
 //! # Minimum kernel version
-//! 6.1 with CONFIG_MEM_SOFT_DIRTY, CONFIG_KPROBES and CONFIG_MEMCG, as Debian 12 has. From 6.7 on nobody asks for it.
+//! 6.1 to 6.3 with CONFIG_MEM_SOFT_DIRTY, CONFIG_KPROBES and CONFIG_MEMCG, as Debian 12 has. From 6.7 on nobody asks for it.
 
 use std::{
     fs::{self, File, OpenOptions},

@@ -24,6 +24,8 @@ pub(super) enum Look {
     Recent,
     /// The same, and then the second hand turns.
     LastChance,
+    /// Everything.
+    All,
 }
 
 /// What comes next.
@@ -49,6 +51,8 @@ pub(super) enum Action {
     Finish,
     /// Discovery found the region changed: it and those after it are laid out anew.
     Relay(usize),
+    /// The next step of arming everything at once.
+    Round,
 }
 
 impl System {
@@ -76,6 +80,9 @@ impl System {
                 if !publishing && !state.alone && state.under_way.len() < 2 && state.queue.has_ready() {
                     actions.push(Action::Begin);
                 }
+                if self.broken == Break::ClearUnderWay {
+                    self.round_actions(state, actions);
+                }
                 return;
             }
             None => {}
@@ -90,11 +97,13 @@ impl System {
                 return;
             }
             At::Rotate => return actions.push(Action::Rotate),
+            At::Round(_) => return self.round_actions(state, actions),
             At::Audit(_) => return actions.push(Action::Audit),
         }
         if state.queue.has_ready() {
             actions.push(Action::Begin);
         }
+        self.round_actions(state, actions);
         if self.sync {
             actions.push(Action::BeginSync);
         }
@@ -140,12 +149,13 @@ impl System {
             Action::Read(index) => read_one(state, index),
             Action::Finish => self.finish(state),
             Action::Relay(region) => self.relay(state, region),
+            Action::Round => self.round(state),
         }
         true
     }
 
     pub(super) fn take_marks(&self, state: &mut State) {
-        let State { world, map, queue, full_scan, .. } = state;
+        let State { world, map, queue, full_scan, spent, .. } = state;
         if !self.marks {
             queue.discards_done();
             return;
@@ -165,6 +175,9 @@ impl System {
             queue.ready(&pages);
             written = none;
         }
+        for run in &written {
+            spent.insert_range(run.clone());
+        }
         protocol::marked(map, queue, &mut written, &mut discarded);
         if std::mem::take(&mut world.overflowed) {
             full_scan.want();
@@ -178,10 +191,10 @@ impl System {
         }
     }
 
-    fn scan(&self, state: &mut State, look: Look) {
+    pub(super) fn scan(&self, state: &mut State, look: Look) {
         let recheck = look != Look::Awaited;
         let steered = protocol::steered(&state.queue, recheck);
-        let full = !self.marks || state.full_scan.wanted();
+        let full = !self.marks || state.full_scan.wanted() || look == Look::All;
         for region in 0..state.epochs.len() {
             let range = state.world.range(region);
             let mut pages = steered.clone();
@@ -200,14 +213,17 @@ impl System {
         if full {
             state.full_scan.done();
         }
-        state.at = if look == Look::LastChance { At::Rotate } else { At::Loop };
+        state.at = match look {
+            Look::LastChance => At::Rotate,
+            Look::Awaited | Look::Recent | Look::All => At::Loop,
+        };
     }
 
     fn audit(&self, state: &mut State) {
         let all = 0..state.map.pages();
         let mut seen = match std::mem::replace(&mut state.at, At::Loop) {
             At::Audit(seen) => seen,
-            At::Loop | At::Scan | At::Rotate => {
+            At::Loop | At::Scan | At::Rotate | At::Round(_) => {
                 for region in 0..state.epochs.len() {
                     if !state.world.registered[region] {
                         mapped_anew(state, region);
@@ -225,7 +241,7 @@ impl System {
     }
 
     fn begin(&self, state: &mut State) -> bool {
-        let State { world, map, queue, .. } = state;
+        let State { world, map, queue, spent, .. } = state;
         let mut batch = queue.take(self.batch);
         let Some(first) = batch.min() else { return true };
         let region = world.region_of(first);
@@ -234,6 +250,8 @@ impl System {
         batch.remove_range(world.ends[region]..);
         queue.ready(&rest);
         let batch = protocol::to_settle(map, queue, batch, true, |pages| with_marks(world, pages));
+        let spent = if self.whole && self.broken != Break::ReadSpent { &batch & &*spent } else { RoaringBitmap::new() };
+        let batch = protocol::armed_only(queue, batch, spent);
         if !batch.is_empty() {
             state.alone = false;
             self.open(state, region, batch);
@@ -280,7 +298,9 @@ impl System {
                     return;
                 }
                 let pages: Vec<u32> = data.iter().cloned().flatten().collect();
-                pages.iter().for_each(|page| state.world.arm(*page));
+                if !self.whole {
+                    pages.iter().for_each(|page| state.world.arm(*page));
+                }
                 UnderWay::Reading { batch: batch.armed(data, RoaringBitmap::new()), data: pages, read }
             }
             other => other,
@@ -311,7 +331,10 @@ impl System {
                                 (at.written, at.discarded) = (false, false);
                             }
                         }
-                        let written = written(&state.world, batch.pages()).iter().collect();
+                        let written: Vec<u32> = written(&state.world, batch.pages()).iter().collect();
+                        if self.whole {
+                            state.spent.extend(written.iter().copied());
+                        }
                         let truth = truth(&state.world, batch.pages());
                         state.under_way.push_front(UnderWay::Publish { batch, written, truth });
                         return;
@@ -368,8 +391,11 @@ impl System {
 }
 
 /// The VMM mapped something else there: registered anew, read anew.
-fn mapped_anew(state: &mut State, region: usize) {
+pub(super) fn mapped_anew(state: &mut State, region: usize) {
     let range = state.world.range(region);
+    if state.world.whole {
+        state.spent.insert_range(range.clone());
+    }
     protocol::mapped_anew(&mut state.map, &mut state.epochs[region], &range);
     state.world.registered[region] = true;
     state.queue.ready_run(range);

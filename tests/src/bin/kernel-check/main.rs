@@ -6,6 +6,7 @@
 //! not, words that say so.
 
 mod abilities;
+mod bits;
 mod daemon;
 mod programs;
 mod reporter;
@@ -44,6 +45,9 @@ fn main() -> ExitCode {
     abilities.report(&mut reporter);
     reporter.check("KVM translates guest addresses with two-stage page tables", abilities::two_stage_kvm);
     daemon::check(&mut reporter, &abilities);
+    if abilities.whole() {
+        bits::check(&mut reporter);
+    }
     programs::check(&mut reporter, &abilities, &tests);
     reporter.end();
     ExitCode::SUCCESS
