@@ -47,10 +47,7 @@ pub fn enter_munmap(ctx: TracePointContext) -> Option<()> {
     let vm = Vm::current()?;
     // SAFETY: reads through a helper that checks; the offsets are those of this kernel's tracepoint.
     let arguments = unsafe {
-        (
-            ctx.read_at::<u64>(offset!(remaps.munmap_addr)),
-            ctx.read_at::<u64>(offset!(remaps.munmap_len)),
-        )
+        (ctx.read_at::<u64>(offset!(remaps.munmap_addr)), ctx.read_at::<u64>(offset!(remaps.munmap_len)))
     };
     let effect = match arguments {
         (Ok(start), Ok(len)) => addresses(start, len),

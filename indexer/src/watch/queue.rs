@@ -254,12 +254,12 @@ mod identity {
     impl Hash for Queue {
         fn hash<H: Hasher>(&self, state: &mut H) {
             let wheel = (0..SLOTS).map(|ahead| &self.wheel[(self.now + ahead) % SLOTS]);
-            let sets =
-                self.awaited
-                    .iter()
-                    .chain(&self.recent)
-                    .chain([&self.discarding, &self.ready, &self.held])
-                    .chain(wheel);
+            let sets = self
+                .awaited
+                .iter()
+                .chain(&self.recent)
+                .chain([&self.discarding, &self.ready, &self.held])
+                .chain(wheel);
             for (index, set) in sets.enumerate().filter(|(_, set)| !set.is_empty()) {
                 (index, set.len()).hash(state);
                 set.iter().for_each(|page| page.hash(state));

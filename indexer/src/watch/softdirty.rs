@@ -175,7 +175,8 @@ impl SoftDirty {
     /// # Errors
     /// [`ScanError::NotWatched`] if it isn't.
     pub(super) fn watched(&self, range: &Range<Hva>) -> Result<(), ScanError> {
-        let now = self.mapped(range).map_err(|e| if is_gone(&e) { ScanError::Gone } else { ScanError::Io(e) })?;
+        let now =
+            self.mapped(range).map_err(|e| if is_gone(&e) { ScanError::Gone } else { ScanError::Io(e) })?;
         let registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
         let same = registered.iter().any(|(known, mapped)| known == range && *mapped == now);
         if same { Ok(()) } else { Err(ScanError::NotWatched) }
@@ -245,7 +246,8 @@ mod tests {
     #[test]
     fn a_mapping_that_is_split_is_the_same_and_another_file_is_not() {
         let whole = of("10000-50000 rw-s 00001000 00:01 7 /memfd:ram (deleted)\n", 0x20000..0x40000);
-        let split = "10000-30000 rw-s 00001000 00:01 7 /memfd:ram\n30000-50000 rw-s 00021000 00:01 7 /memfd:ram\n";
+        let split =
+            "10000-30000 rw-s 00001000 00:01 7 /memfd:ram\n30000-50000 rw-s 00021000 00:01 7 /memfd:ram\n";
         assert_eq!(whole, of(split, 0x20000..0x40000));
         assert!(covers(&whole, &(Hva(0x20000)..Hva(0x40000))));
         for other in [
@@ -266,7 +268,8 @@ mod tests {
         let one = of("10000-50000 rw-p 00000000 00:00 0 \n", 0x10000..0x50000);
         let two = "10000-30000 rw-p 00000000 00:00 0 \n30000-50000 rw-p 00000000 00:00 0 \n";
         assert_eq!(one, of(two, 0x10000..0x50000));
-        let gap = of("10000-30000 rw-p 00000000 00:00 0 \n40000-50000 rw-p 00000000 00:00 0 \n", 0x10000..0x50000);
+        let gap =
+            of("10000-30000 rw-p 00000000 00:00 0 \n40000-50000 rw-p 00000000 00:00 0 \n", 0x10000..0x50000);
         assert!(covers(&one, &range) && !covers(&gap, &range) && !covers(&[], &range));
     }
 

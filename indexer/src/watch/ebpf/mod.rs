@@ -20,8 +20,8 @@ mod registry;
 mod shared;
 mod tracefs;
 
-use self::{layout::Plan, object::Hook, registry::Registry};
 pub(crate) use self::gate::Quiet;
+use self::{layout::Plan, object::Hook, registry::Registry};
 pub use self::{
     layout::{MarkLayout, MarkRegion, RamFile},
     marks::{Marks, Taken},

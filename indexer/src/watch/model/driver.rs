@@ -250,7 +250,11 @@ impl System {
         batch.remove_range(world.ends[region]..);
         queue.ready(&rest);
         let batch = protocol::to_settle(map, queue, batch, true, |pages| with_marks(world, pages));
-        let spent = if self.whole && self.broken != Break::ReadSpent { &batch & &*spent } else { RoaringBitmap::new() };
+        let spent = if self.whole && self.broken != Break::ReadSpent {
+            &batch & &*spent
+        } else {
+            RoaringBitmap::new()
+        };
         let batch = protocol::armed_only(queue, batch, spent);
         if !batch.is_empty() {
             state.alone = false;

@@ -222,5 +222,5 @@ fn arming_a_page_that_is_migrated_is_caught() {
 
 #[test]
 fn reading_what_is_not_armed_is_caught() {
-    catches(Break::ReadSpent, LOST, soft_dirty(&[1], 1, Budget { migrations: 1, clears: 1, ..writes(3) }));
+    catches(Break::ReadSpent, LOST, soft_dirty(&[1], 1, Budget { migrations: 1, clears: 1, ..writes(1) }));
 }

@@ -12,10 +12,11 @@ use super::{
     state::{At, State},
 };
 
-/// How far a round has come. `quiet`: how many migrations had begun by its beginning, if none was under way.
+/// How far a round has come. `quiet`: how many migrations had begun before the clearing, if none was under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Round {
-    Scan { quiet: Option<u32> },
+    Scan,
+    Quiet,
     Clear { quiet: Option<u32> },
     Marks { quiet: bool },
 }
@@ -31,10 +32,12 @@ impl System {
 
     pub(super) fn round(&self, state: &mut State) {
         let next = match &state.at {
-            At::Round(Round::Scan { quiet }) => {
-                let quiet = *quiet;
+            At::Round(Round::Scan) => {
                 self.scan(state, Look::All);
-                Round::Clear { quiet }
+                Round::Quiet
+            }
+            At::Round(Round::Quiet) => {
+                Round::Clear { quiet: state.world.migrating.is_none().then_some(state.world.migrations) }
             }
             At::Round(Round::Clear { quiet }) => {
                 let quiet = *quiet == Some(state.world.migrations) || self.broken == Break::IgnoreMigrations;
@@ -65,8 +68,7 @@ impl System {
             }
             At::Loop | At::Scan | At::Rotate | At::Audit(_) => {
                 self.take_marks(state);
-                let quiet = state.world.migrating.is_none().then_some(state.world.migrations);
-                Round::Scan { quiet }
+                Round::Scan
             }
         };
         state.at = At::Round(next);
@@ -76,7 +78,7 @@ impl System {
     pub(super) fn whole_round(&self, state: &mut State) {
         if self.whole {
             state.at = At::Loop;
-            (0..4).for_each(|_| self.round(state));
+            (0..5).for_each(|_| self.round(state));
         }
     }
 }

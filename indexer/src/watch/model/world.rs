@@ -221,7 +221,8 @@ impl World {
                     }
                 }
                 Writer::Idle => {}
-                Writer::Faulted { page, .. } | Writer::Resolved { page, .. } if self.migrating == Some(*page) => {}
+                Writer::Faulted { page, .. } | Writer::Resolved { page, .. }
+                    if self.migrating == Some(*page) => {}
                 Writer::Faulted { .. } => events.push(Event::Resolve(writer)),
                 Writer::Resolved { .. } => events.push(Event::Retry(writer)),
             }

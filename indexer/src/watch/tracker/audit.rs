@@ -141,7 +141,10 @@ impl Tracker {
             };
             let mut written = RoaringBitmap::new();
             let mut scanned = self.scan_written(region, &pages, &mut written);
-            if recheck && scanned.is_ok() && let Ok(protection) = &self.protection {
+            if recheck
+                && scanned.is_ok()
+                && let Ok(protection) = &self.protection
+            {
                 // The VMM may map something else there at any time, and where nothing is scanned nothing says so.
                 scanned = protection.watched(&self.pagemap, self.regions[region].addresses(&range));
             }

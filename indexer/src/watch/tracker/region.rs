@@ -172,13 +172,17 @@ fn may_have_huge_pages(region: &Region, ask: bool) -> bool {
 /// Why soft-dirty bits can't tell of a region's writes.
 fn too_coarse(region: &Region) -> String {
     let remedy = match region.backing {
-        Backing::SharedFile { .. } => "write `never` to /sys/kernel/mm/transparent_hugepage/shmem_enabled and mount without huge=",
+        Backing::SharedFile { .. } => {
+            "write `never` to /sys/kernel/mm/transparent_hugepage/shmem_enabled and mount without huge="
+        }
         Backing::PrivateFile { .. } | Backing::Anonymous => {
             "give the VM shared memory (memory-backend-file or -memfd, share=on), or write `never` to \
              /sys/kernel/mm/transparent_hugepage/enabled and start it anew"
         }
     };
-    format!("it may have huge pages, of which soft-dirty bits tell only as a whole: {remedy}, or use Linux 6.7 or newer")
+    format!(
+        "it may have huge pages, of which soft-dirty bits tell only as a whole: {remedy}, or use Linux 6.7 or newer"
+    )
 }
 
 /// Why a region cannot be write-protected, known without trying.

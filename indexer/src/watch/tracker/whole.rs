@@ -14,7 +14,7 @@ use super::{Lost, Tracker, trouble::Trouble};
 use crate::{
     units::PageRange,
     vm::descriptor::Backing,
-    watch::{ebpf::Quiet, pagemap::ScanError, protocol, protection::Protection},
+    watch::{ebpf::Quiet, pagemap::ScanError, protection::Protection, protocol},
 };
 
 /// Shortest time from one round to the next, unless somebody waits for a sync.
@@ -111,17 +111,20 @@ impl Tracker {
     fn round(&mut self) -> Result<bool, Lost> {
         let began = Instant::now();
         self.take_marks();
-        let quiet: Option<Quiet> = self.shared.hooks.migrations_quiet();
         self.scan_whole()?;
         let Ok(Protection::SoftDirty(bits, _)) = &self.protection else { return Ok(true) };
+        let quiet: Option<Quiet> = self.shared.hooks.migrations_quiet();
         bits.clear()?;
         let quiet = quiet.is_some_and(|quiet| self.shared.hooks.still_quiet(quiet));
         let cost = began.elapsed();
         // At most all that is in memory is looked at again by the guest.
         self.whole.cost = cost + FAULT * u32::try_from(bits.resident()).unwrap_or(u32::MAX);
         self.whole.last = Some(Instant::now());
-        self.whole.spent =
-            if quiet { RoaringBitmap::new() } else { self.vm.map().in_state(0..u32::MAX, &[PageState::Stale]) };
+        self.whole.spent = if quiet {
+            RoaringBitmap::new()
+        } else {
+            self.vm.map().in_state(0..u32::MAX, &[PageState::Stale])
+        };
         self.vm.counters.whole_armed.add(1);
         self.vm.counters.whole_armed_microseconds.add(cost.as_micros() as u64);
         for region in 0..self.regions.len() {

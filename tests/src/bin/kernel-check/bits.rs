@@ -159,11 +159,16 @@ impl Host {
         let layout = self.guest.run("layout");
         let start = layout.split([' ', ';']).nth(4).and_then(|address| {
             let digits = address.trim_start_matches("0x");
-            if digits.len() < address.len() { u64::from_str_radix(digits, 16).ok() } else { digits.parse().ok() }
+            if digits.len() < address.len() {
+                u64::from_str_radix(digits, 16).ok()
+            } else {
+                digits.parse().ok()
+            }
         });
         let start = start.ok_or_else(|| format!("no address of slot 0 in {layout:?}"))?;
         let memory = fs::OpenOptions::new().write(true).open(format!("/proc/{}/mem", self.guest.pid()));
-        let written = memory.and_then(|memory| memory.write_all_at(&value.to_le_bytes(), start + page * 4096 + 64));
+        let written =
+            memory.and_then(|memory| memory.write_all_at(&value.to_le_bytes(), start + page * 4096 + 64));
         written.map_err(|error| format!("/proc/PID/mem: {error}"))
     }
 
@@ -208,7 +213,10 @@ impl Host {
     fn metric(&self, name: &str) -> Result<u64, String> {
         let answer = self.daemon.get("/metrics");
         let text = String::from_utf8_lossy(&answer.body).into_owned();
-        let value = text.lines().filter(|line| line.starts_with(name)).find_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        let value = text
+            .lines()
+            .filter(|line| line.starts_with(name))
+            .find_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
         value.map(|value| value as u64).ok_or_else(|| format!("no metric {name}"))
     }
 }
