@@ -30,7 +30,8 @@ fn the_marks_and_the_soft_dirty_bits_name_the_same_pages() {
     vmm.tell("run");
 
     let written = FIRST + GUEST_WRITES.start..FIRST + GUEST_WRITES.end;
-    let at = |page: u32| Hva(vmm.ram.address + u64::from(page) * 4096);
+    let ram = vmm.ram.address;
+    let at = |page: u32| Hva(ram + u64::from(page) * 4096);
     let range = at(written.start)..at(written.end);
     let bit = |page: u32| 1_u8 << (page - written.start);
     let pagemap = Pagemap::open(identify(vmm.pid()).unwrap()).unwrap();

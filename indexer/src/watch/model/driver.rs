@@ -11,8 +11,9 @@ use super::{
         queue::{bridged, runs},
     },
     Break, System,
+    layout::mapped_anew,
     state::{At, Read, State, UnderWay, shown},
-    world::{Discard, Entry, Event, World},
+    world::{Discard, Event, World},
 };
 use crate::map::Change;
 
@@ -369,40 +370,6 @@ impl System {
         };
         protocol::unsettled(&mut state.queue, unsettled);
     }
-
-    /// The pages of a region and of those after it are numbered anew: the same numbers, but none is what it was.
-    fn relay(&self, state: &mut State, region: usize) {
-        let kept = state.world.range(region).start;
-        for index in region..state.epochs.len() {
-            state.epochs[index] = 0;
-            state.world.registered[index] = true;
-            // Ending the registration takes the protection away.
-            for page in state.world.range(index) {
-                let at = state.world.page(page);
-                if at.entry == Entry::Armed {
-                    let present = at.file.is_some();
-                    at.entry = if present { Entry::Clean } else { Entry::None };
-                }
-            }
-        }
-        let layout = state.map.layout().clone();
-        let changes = protocol::renumber(&mut state.map, &mut state.queue, layout, kept);
-        self.follow(&changes);
-        self.take_marks(state);
-        protocol::renumbered(&state.map, &mut state.queue, kept);
-        state.full_scan.want();
-    }
-}
-
-/// The VMM mapped something else there: registered anew, read anew.
-pub(super) fn mapped_anew(state: &mut State, region: usize) {
-    let range = state.world.range(region);
-    if state.world.whole {
-        state.spent.insert_range(range.clone());
-    }
-    protocol::mapped_anew(&mut state.map, &mut state.epochs[region], &range);
-    state.world.registered[region] = true;
-    state.queue.ready_run(range);
 }
 
 fn read_one(state: &mut State, index: usize) {

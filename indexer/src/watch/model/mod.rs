@@ -38,6 +38,7 @@
 //! whatever is wrong.
 
 mod driver;
+mod layout;
 mod random;
 mod state;
 mod tests;

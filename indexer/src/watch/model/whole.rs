@@ -8,8 +8,10 @@ use roaring::RoaringBitmap;
 
 use super::{
     Break, System,
-    driver::{Action, Look, mapped_anew},
+    driver::{Action, Look},
+    layout::mapped_anew,
     state::{At, State},
+    world::{Entry, Event, World, Writer},
 };
 
 /// How far a round has come. `quiet`: how many migrations had begun before the clearing, if none was under way.
@@ -79,6 +81,45 @@ impl System {
         if self.whole {
             state.at = At::Loop;
             (0..5).for_each(|_| self.round(state));
+        }
+    }
+}
+
+impl World {
+    /// What may happen only where soft-dirty bits matter.
+    pub(super) fn soft_dirty_events(&self, events: &mut Vec<Event>) {
+        if self.migrating.is_some() {
+            events.push(Event::MigrationEnds);
+        }
+        for page in (0..).zip(&self.pages).filter(|(_, at)| at.file.is_some() && at.entry != Entry::None) {
+            let (page, idle) = (page.0, self.migrating.is_none());
+            if idle && self.budget.migrations > 0 {
+                events.push(Event::MigrationStarts(page));
+            }
+            if self.budget.zaps > 0 && self.migrating != Some(page) {
+                events.push(Event::Zap(page));
+            }
+        }
+        if self.budget.clears > 0 && self.may_clear() {
+            events.push(Event::OthersClear);
+        }
+    }
+
+    /// Whether the lock of the address space can be had for clearing: a fault holds it from its mark until it is resolved.
+    pub(super) fn may_clear(&self) -> bool {
+        !self.writers.iter().any(|writer| matches!(writer, Writer::Faulted { .. }))
+    }
+
+    /// Clears all soft-dirty bits and protects what has an entry; one that is being migrated comes back as it was.
+    pub(super) fn clear(&mut self) {
+        let migrating = self.migrating;
+        for (page, at) in (0..).zip(&mut self.pages) {
+            at.entry = match at.entry {
+                Entry::Open if migrating == Some(page) => Entry::Blind,
+                Entry::Open | Entry::Clean => Entry::Armed,
+                Entry::Blind if migrating != Some(page) => Entry::Armed,
+                other => other,
+            };
         }
     }
 }

@@ -383,43 +383,6 @@ impl World {
         self.page(page).entry = Entry::Armed;
     }
 
-    /// What may happen only where soft-dirty bits matter.
-    fn soft_dirty_events(&self, events: &mut Vec<Event>) {
-        if self.migrating.is_some() {
-            events.push(Event::MigrationEnds);
-        }
-        for page in (0..).zip(&self.pages).filter(|(_, at)| at.file.is_some() && at.entry != Entry::None) {
-            let (page, idle) = (page.0, self.migrating.is_none());
-            if idle && self.budget.migrations > 0 {
-                events.push(Event::MigrationStarts(page));
-            }
-            if self.budget.zaps > 0 && self.migrating != Some(page) {
-                events.push(Event::Zap(page));
-            }
-        }
-        if self.budget.clears > 0 && self.may_clear() {
-            events.push(Event::OthersClear);
-        }
-    }
-
-    /// Whether the lock of the address space can be had for clearing: a fault holds it from its mark until it is resolved.
-    pub(super) fn may_clear(&self) -> bool {
-        !self.writers.iter().any(|writer| matches!(writer, Writer::Faulted { .. }))
-    }
-
-    /// Clears all soft-dirty bits and protects what has an entry; one that is being migrated comes back as it was.
-    pub(super) fn clear(&mut self) {
-        let migrating = self.migrating;
-        for (page, at) in (0..).zip(&mut self.pages) {
-            at.entry = match at.entry {
-                Entry::Open if migrating == Some(page) => Entry::Blind,
-                Entry::Open | Entry::Clean => Entry::Armed,
-                Entry::Blind if migrating != Some(page) => Entry::Armed,
-                other => other,
-            };
-        }
-    }
-
     /// What page table and RAM file say of a window: what an audit looks at.
     pub(super) fn sighting(&self, window: Range<u32>) -> Sighting {
         let mut seen = Sighting::default();

@@ -5,7 +5,7 @@
 
 use std::{fs, os::unix::fs::FileExt as _, time::Duration};
 
-use memdex_tests::{Daemon, Scratch, Tiny, contract::Vm, oracle, tiny, wait};
+use memdex_tests::{Daemon, Scratch, Tiny, contract::Vm, daemon, oracle, tiny, wait};
 
 use crate::reporter::Reporter;
 
@@ -15,6 +15,9 @@ const SEEN: Duration = Duration::from_millis(60);
 /// Time for everything to become known by itself: a round, and a page whose write has left no bit.
 const KNOWN: Duration = Duration::from_secs(10);
 const ROUNDS: u64 = 6;
+/// The module `brd`'s.
+const DISK: &str = "/dev/ram0";
+const DISK_PAGES: usize = 16;
 const HUGE: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
 pub(crate) fn check(reporter: &mut Reporter) {
@@ -25,6 +28,10 @@ pub(crate) fn check(reporter: &mut Reporter) {
         let scratch = Scratch::new("shm");
         let ram = tiny::Ram::File(scratch.shm("ram"));
         Host::start("bits-s", ram).disturbed()
+    });
+    reporter.check("soft-dirty: direct I/O into shared memory", || {
+        let settle = ["--settle-seconds", "1"].map(str::to_owned).to_vec();
+        Host::start_with("bits-d", tiny::Ram::Memfd, settle).direct_io()
     });
     reporter.check("soft-dirty: anonymous memory that may have huge pages is not called exact", || {
         huge_pages("always")?;
@@ -62,11 +69,16 @@ struct Host {
 
 impl Host {
     fn start(name: &str, ram: tiny::Ram) -> Self {
+        Self::start_with(name, ram, Vec::new())
+    }
+
+    fn start_with(name: &str, ram: tiny::Ram, arguments: Vec<String>) -> Self {
         let scratch = Scratch::new("bits");
         let options = tiny::Options { mib: 8, ram, ..tiny::Options::default() };
         let mut guest = Tiny::start_with(&scratch, &scratch.name(name), &options);
         guest.write(1, 1000, 1);
-        let daemon = Daemon::start(&scratch);
+        let options = daemon::Options { arguments, ..daemon::Options::default() };
+        let daemon = Daemon::start_with(&scratch, "memdexd", &options);
         let (vm, _) = daemon.wait_for_vm(guest.pid(), APPEAR);
         daemon.sync(&vm.id);
         Self { guest, daemon, vm, compared: 0, _scratch: scratch }
@@ -109,6 +121,28 @@ impl Host {
         }
         if way == Way::Anonymous {
             self.guest.run("poke 100 50 9");
+        }
+        self.end()
+    }
+
+    /// A disk is read into pages that are armed and into some that have just been written.
+    fn direct_io(mut self) -> Result<String, String> {
+        self.exact()?;
+        for round in 0..ROUNDS {
+            let content: Vec<u8> =
+                (0..DISK_PAGES * 4096).map(|i| (i as u64 * 31 + round * 7 + i as u64 / 4096) as u8).collect();
+            fs::write(DISK, content).map_err(|error| format!("{DISK}: {error}"))?;
+            self.guest.run(&format!("disk open {DISK}"));
+            let first = 100 + round * 150;
+            self.guest.write(first, 5, round as u32 * 1000);
+            self.guest.run(&format!("disk pread {first} {DISK_PAGES}"));
+            self.guest.run(&format!("disk aio {} {DISK_PAGES}", first + 40));
+            self.guest.run("disk wait");
+            self.claims(&format!("direct I/O, round {round}"));
+            if round % 3 == 2 {
+                self.known(&format!("direct I/O, round {round}, settled"));
+            }
+            self.guest.run("disk close");
         }
         self.end()
     }
