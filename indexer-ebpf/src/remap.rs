@@ -1,5 +1,7 @@
-//! System calls that put other memory in the place of what was there. Used where soft-dirty bits are the witness: a mapping that is made between reading the
-//! bits and clearing them looks as if it had always been there. To the pages it is a discard: stale at the call's entry, not to be read before its exit.
+//! System calls that put other memory in the place of what was there.
+//!
+//! Used where soft-dirty bits are the witness: a mapping that is made between reading the bits and clearing them looks as if it had always
+//! been there. To the pages it is a discard: stale at the call's entry, not to be read before its exit.
 
 use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
 use indexer_common::marks::PAGE_SHIFT;
@@ -57,8 +59,8 @@ pub fn enter_munmap(ctx: TracePointContext) -> Option<()> {
     None
 }
 
-/// `mremap(addr, old_len, new_len, flags, new_addr)` moves memory away, and with `MREMAP_FIXED` onto other memory. Rare enough in a VMM not to be looked at
-/// closely.
+/// `mremap(addr, old_len, new_len, flags, new_addr)` moves memory away, and with `MREMAP_FIXED` onto other memory, which is rare enough in a
+/// VMM not to be looked at closely.
 #[tracepoint]
 pub fn enter_mremap(ctx: TracePointContext) -> Option<()> {
     let vm = Vm::current()?;

@@ -41,11 +41,13 @@
 //! - *Huge pages* have one bit and one fault for 512 pages, and khugepaged makes new ones writable without any fault. Regions that may have
 //!   them are read again instead, and say so: shared memory has none by default, anonymous memory only if the host has switched them off.
 //!   hugetlbfs keeps no bits.
-//! - *Somebody else* who clears bits (CRIU) takes from us the second witness, not the first: he protects, too, and the marks stay. He is counted, and named in the log.
-//! - *Direct I/O* that was under way before: as with any protection, what was read meanwhile is *unsettled* ([`super::unsettled`]). What is submitted later
-//!   pins its pages through `handle_mm_fault`.
-//! - *The kernel's own copies into pinned pages* (`process_vm_writev`, a debugger's `/proc/PID/mem`) land some microseconds after the fault. Before a
-//!   marked page is read a scan has to have seen its bit, and a clearing has to follow: a copy that takes longer than that is lost. The same holds for userfaultfd.
+//! - *Somebody else* who clears bits (CRIU) takes from us the second witness, not the first: he protects, too, and the marks stay. He is
+//!   counted, and the log says so.
+//! - *Direct I/O* that was under way before: as with any protection, what was read meanwhile is *unsettled* ([`super::unsettled`]). What is
+//!   submitted later pins its pages through `handle_mm_fault`.
+//! - *The kernel's own copies into pinned pages* (`process_vm_writev`, a debugger's `/proc/PID/mem`) land some microseconds after the fault.
+//!   Before a marked page is read a scan has to have seen its bit, and a clearing has to follow: a copy that takes longer than that is lost.
+//!   The same holds for userfaultfd.
 //!
 //! # Minimum kernel version
 //! 6.1 to 6.3 with CONFIG_MEM_SOFT_DIRTY, CONFIG_KPROBES and CONFIG_MEMCG, as Debian 12 has. From 6.7 on nobody asks for it.

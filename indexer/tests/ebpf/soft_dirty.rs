@@ -15,8 +15,9 @@ use crate::{
 /// Where the guest's memory begins in the VMM's.
 const FIRST: u32 = 64;
 
-/// For every subset of the pages a guest writes: some are written by the VMM, some by somebody else through `/proc/PID/mem`, and these are the ones that
-/// are marked and have a bit. Then the guest writes all of them, which it has written before: every one takes a fault again, so clearing has been made known to KVM.
+/// For every subset of the pages a guest writes: some are written by the VMM, some by somebody else through `/proc/PID/mem`, and these are
+/// the ones that are marked and have a bit. Then the guest writes all of them, which it has written before: every one takes a fault again,
+/// so clearing has been made known to KVM.
 #[test]
 #[ignore = "needs a kernel without PAGEMAP_SCAN: `cargo xtask vm-test 6.1` runs it"]
 fn the_marks_and_the_soft_dirty_bits_name_the_same_pages() {

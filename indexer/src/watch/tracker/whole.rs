@@ -92,7 +92,8 @@ impl Tracker {
         Ok(())
     }
 
-    /// Arms everything. False if pages of the host were being migrated all the time, so that nothing new is armed. To be called only when no batch is under way.
+    /// Arms everything. False if pages of the host were being migrated all the time, so that nothing new is armed. To be called only when no
+    /// batch is under way.
     pub(super) fn arm_whole(&mut self) -> Result<bool, Lost> {
         if !self.arms_whole() {
             return Ok(true);
@@ -200,7 +201,8 @@ impl Tracker {
             self.vm.counters.cleared_by_others.add(now - before);
             tracing::info!(
                 vm = %self.vm.id(), times = now - before,
-                "another program clears soft-dirty bits on this host (CRIU?); if they are this VM's, eBPF marks alone tell of its writes until the next round"
+                "another program clears soft-dirty bits on this host (CRIU?); if they are this VM's, eBPF marks alone tell of its writes until \
+                 the next round"
             );
         }
     }
