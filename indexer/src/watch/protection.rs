@@ -34,6 +34,7 @@ impl Protection {
         }
         let because = |reason: String| format!("{no_scan}; soft-dirty bits can't stand in for it: {reason}");
         hooks.beside_soft_dirty().map_err(because)?;
+        softdirty::unpreempted().map_err(because)?;
         let bits = SoftDirty::open(process).map_err(|error| because(error.to_string()))?;
         Ok(Self::SoftDirty(bits, no_scan.to_string()))
     }

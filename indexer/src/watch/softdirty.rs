@@ -43,6 +43,9 @@
 //!   hugetlbfs keeps no bits.
 //! - *Somebody else* who clears bits (CRIU) takes from us the second witness, not the first: he protects, too, and the marks stay. He is
 //!   counted, and the log says so.
+//! - *Programs that are left out*: the kernel runs no eBPF program of a tracepoint or kprobe while a map is being changed on the same
+//!   processor (`bpf_prog_active`). Where tasks are preempted in the kernel, a fault may come by in that time and leave no mark. So the kernel
+//!   must not be one that preempts itself ([`unpreempted`]).
 //! - *Direct I/O* that was under way before: as with any protection, what was read meanwhile is *unsettled* ([`super::unsettled`]). What is
 //!   submitted later pins its pages through `handle_mm_fault`.
 //! - *The kernel's own copies into pinned pages* (`process_vm_writev`, a debugger's `/proc/PID/mem`) land some microseconds after the fault.
@@ -104,6 +107,24 @@ struct Mapped {
 pub(super) fn wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
     *WANTED.get_or_init(|| matches!(Pagemap::probe(), Err(ScanError::Unsupported(_))) && kept())
+}
+
+/// Whether no task is preempted in this kernel; else why that matters, and what to do.
+pub(super) fn unpreempted() -> Result<(), String> {
+    let chosen = fs::read_to_string("/sys/kernel/debug/sched/preempt").ok();
+    judge_preemption(chosen.as_deref(), &fs::read_to_string("/proc/version").unwrap_or_default())
+}
+
+/// `chosen`: the model in brackets, as `none (voluntary) full`, where it can be chosen at boot and debugfs is mounted.
+fn judge_preemption(chosen: Option<&str>, version: &str) -> Result<(), String> {
+    match chosen {
+        Some(models) if ["(none)", "(voluntary)"].iter().any(|model| models.contains(model)) => Ok(()),
+        None if version.contains("PREEMPT_DYNAMIC") => {
+            Err("whether this kernel preempts itself can't be told: mount debugfs at /sys/kernel/debug".to_owned())
+        }
+        None if !version.contains("PREEMPT") => Ok(()),
+        _ => Err("this kernel preempts itself, and then leaves eBPF programs out at times: boot it with preempt=voluntary".to_owned()),
+    }
 }
 
 /// Whether this kernel keeps the bits; tried on the daemon's own memory. Without CONFIG_MEM_SOFT_DIRTY clearing succeeds and all bits are 0.
@@ -262,6 +283,18 @@ mod tests {
         ] {
             assert_ne!(whole, of(other, 0x20000..0x40000), "{other}");
         }
+    }
+
+    #[test]
+    fn only_a_kernel_that_does_not_preempt_itself_will_do() {
+        let dynamic = "Linux version 6.1.0-50-amd64 (gcc) #1 SMP PREEMPT_DYNAMIC Debian 6.1.1";
+        assert_eq!(judge_preemption(Some("none (voluntary) full \n"), dynamic), Ok(()));
+        assert_eq!(judge_preemption(Some("(none) voluntary full \n"), dynamic), Ok(()));
+        assert_eq!(judge_preemption(None, "Linux version 6.1.0 (gcc) #1 SMP Debian"), Ok(()));
+        let full = judge_preemption(Some("none voluntary (full) \n"), dynamic).unwrap_err();
+        assert!(full.contains("preempt=voluntary"), "{full}");
+        assert!(judge_preemption(None, dynamic).unwrap_err().contains("debugfs"));
+        assert!(judge_preemption(None, "Linux version 6.1.0 (gcc) #1 SMP PREEMPT_RT Debian").is_err());
     }
 
     #[test]
