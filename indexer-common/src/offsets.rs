@@ -23,6 +23,10 @@ pub struct Offsets {
     pub files: Files,
     /// From an open file to KVM's memslots.
     pub kvm: Kvm,
+    /// From a mapping to the process it is of.
+    pub mapping: Mapping,
+    /// Arguments of the system calls that map memory anew.
+    pub remaps: Remaps,
 }
 
 /// A tracepoint that reports a fault.
@@ -151,4 +155,40 @@ pub struct Kvm {
     pub two_dimensional: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 4 * (3 * 2 + 2 + 10 + 10 + 24)); // all are u32: no padding
+/// `vma->vm_mm->owner->tgid`, and whose process is the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Mapping {
+    /// `vm_area_struct.vm_mm`
+    pub vma_mm: u32,
+    /// `mm_struct.owner`
+    pub mm_owner: u32,
+    /// `task_struct.tgid`
+    pub task_tgid: u32,
+    /// No offset: the daemon's own process id.
+    pub daemon: u32,
+}
+
+/// Arguments of `mmap`, `munmap` and `mremap` in their `sys_enter` tracepoints, each 8 bytes wide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Remaps {
+    /// mmap: address.
+    pub mmap_addr: u32,
+    /// mmap: length.
+    pub mmap_len: u32,
+    /// mmap: flags.
+    pub mmap_flags: u32,
+    /// munmap: address.
+    pub munmap_addr: u32,
+    /// munmap: length.
+    pub munmap_len: u32,
+    /// mremap: old address.
+    pub mremap_addr: u32,
+    /// mremap: old length.
+    pub mremap_old_len: u32,
+    /// mremap: flags.
+    pub mremap_flags: u32,
+}
+
+const _: () = assert!(size_of::<Offsets>() == 4 * (3 * 2 + 2 + 10 + 10 + 24 + 4 + 8)); // all are u32: no padding

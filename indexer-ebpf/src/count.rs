@@ -67,7 +67,7 @@ pub fn exited(vm: &Vm) {
 /// # Safety
 /// `counter` must point into the value of a map.
 #[inline(always)]
-unsafe fn increment(counter: *mut u64) {
+pub unsafe fn increment(counter: *mut u64) {
     // SAFETY: the caller's promise; the instruction touches nothing else.
     unsafe {
         asm!("lock *(u64 *)({counter} + 0) += {one}", counter = in(reg) counter, one = in(reg) 1_u64, options(nostack));

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What a call is going to do.
-enum Effect {
+pub enum Effect {
     /// Nothing to the VM's memory.
     Nothing,
     /// Discard addresses, in pages.
@@ -37,11 +37,11 @@ const FALLOC_FL_COLLAPSE_RANGE: u64 = 0x08;
 /// fallocate: moves everything behind the range.
 const FALLOC_FL_INSERT_RANGE: u64 = 0x20;
 /// Bytes beyond the first of a page.
-const IN_PAGE: u64 = (1 << PAGE_SHIFT) - 1;
+pub const IN_PAGE: u64 = (1 << PAGE_SHIFT) - 1;
 
 /// Begins a call: counts it, then marks.
 #[inline(always)]
-fn begin(vm: &Vm, effect: Effect) {
+pub fn begin(vm: &Vm, effect: Effect) {
     match effect {
         Effect::Nothing => count::entered(vm, false),
         Effect::Anything => {

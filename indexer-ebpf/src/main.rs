@@ -12,6 +12,8 @@
 mod count;
 mod discard;
 mod files;
+mod gate;
+mod handle_mm_fault;
 mod kvm_dirty_ring_push;
 mod kvm_page_fault;
 mod memslots;
@@ -20,6 +22,7 @@ mod opaque;
 mod page_fault_kernel;
 mod page_fault_user;
 mod range;
+mod remap;
 mod vm;
 
 /// The kernel lets only programs with a GPL-compatible licence use the helpers for tracing.

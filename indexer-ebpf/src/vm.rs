@@ -55,9 +55,15 @@ impl Vm {
     /// too. Before 6.4 vhost's threads had ids of their own; there the daemon's sweeps find what they wrote.
     #[inline(always)]
     pub fn current() -> Option<Self> {
+        Self::of(process())
+    }
+
+    /// The process of this thread group id, if it is tracked.
+    #[inline(always)]
+    pub fn of(process: u32) -> Option<Self> {
         // SAFETY: entries are maps, which the kernel keeps alive while a program runs. A reused entry would at worst be another VM's
         // map, whose marks then say too much, never too little: our own entry is replaced in one step.
-        let marks = unsafe { VMS.get(&process()) }?;
+        let marks = unsafe { VMS.get(&process) }?;
         let header = marks.get_ptr(HEADER_ELEMENT)?.cast();
         // SAFETY: element 0 holds a header (asserted to fit), which never changes while programs can see it.
         Some(Self { marks, header: unsafe { &*header } })

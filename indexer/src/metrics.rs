@@ -120,6 +120,12 @@ figures! {
     Counter guest_faults = "guest_faults_total";
     /// Pages left writable for a while because arming them again was beyond the guest's budget.
     Counter arming_held = "arming_held_total";
+    /// Times everything was armed at once, where soft-dirty bits are the witness.
+    Counter whole_armed = "whole_armed_total";
+    /// What that has taken, in microseconds; the address space of the VMM was locked for a part of it.
+    Counter whole_armed_microseconds = "whole_armed_microseconds_total";
+    /// Times that anybody else cleared soft-dirty bits on this host, of whatever process.
+    Counter cleared_by_others = "cleared_by_others_total";
     /// Pages that are hot right now.
     Gauge hot_pages = "hot_pages";
 }

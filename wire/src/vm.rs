@@ -103,7 +103,7 @@ pub enum Tracking {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Witness {
-    /// `write-protect`, `rehash`, or the name of an eBPF hook such as `ebpf:kvm_page_fault`.
+    /// `write-protect`, `soft-dirty` (where the kernel has nothing better), `rehash`, or the name of an eBPF hook such as `ebpf:kvm_page_fault`.
     pub name: String,
     /// Whether it is at work for this VM.
     pub status: WitnessStatus,

@@ -21,7 +21,7 @@ use crate::workspace::{Failure, Outcome, cargo, target};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Kernels:
-  6.1      Debian 12 (bookworm): no PAGEMAP_SCAN, so tracking is advisory there and must say so
+  6.1      Debian 12 (bookworm): no PAGEMAP_SCAN, so writes are tracked by soft-dirty bits there
   6.12     Debian 13 (trixie)
   newest   whatever Debian unstable (sid) had when it was fetched; to fetch it again, remove target/guests/host-kernel-newest-*
 

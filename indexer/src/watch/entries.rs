@@ -1,7 +1,7 @@
-//! Where a process's pages are, on kernels without `PAGEMAP_SCAN`: the eight bytes that /proc/PID/pagemap has for each.
+//! Where a process's pages are and which were written, on kernels without `PAGEMAP_SCAN`: the eight bytes that /proc/PID/pagemap has for each.
 //!
-//! Owns reading them (Documentation/admin-guide/mm/pagemap.rst). They say nothing of writes; for that there is
-//! [`super::pagemap`]. A read walks every page of the range, populated or not: 2 MiB for each GiB of memory.
+//! Owns reading them (Documentation/admin-guide/mm/pagemap.rst). What they say of writes is good only together with
+//! [`super::softdirty`]. A read walks every page of the range, populated or not: 2 MiB for each GiB of memory.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 
@@ -14,44 +14,61 @@ pub(super) const PRESENT: u64 = 1 << 63;
 /// The page is in swap, or its entry holds a marker.
 pub(super) const SWAPPED: u64 = 1 << 62;
 
+/// The page was written since all bits were cleared, or its mapping has been made since.
+pub(super) const SOFT_DIRTY: u64 = 1 << 55;
+
 const ENTRY: usize = size_of::<u64>();
 /// Entries read at a time.
 const BATCH: u64 = 1024;
 
-/// Hands out the runs of pages of `range` that have one of the bits `any_of`. An address space that is gone has none.
+/// Hands out the runs of pages of `range` that have one of the bits `any_of`. An address space that is gone has none: false if it has
+/// come to its end before the range.
 pub(super) fn runs(
     pagemap: &File,
     range: Range<Hva>,
     any_of: u64,
     mut each: impl FnMut(Range<Hva>),
-) -> io::Result<()> {
+) -> io::Result<bool> {
+    let mut open: Option<Range<Hva>> = None;
+    let complete = walk(pagemap, range, |page, entry| match &mut open {
+        Some(run) if entry & any_of != 0 => run.end = page.end,
+        _ => {
+            if let Some(run) = open.take() {
+                each(run);
+            }
+            if entry & any_of != 0 {
+                open = Some(page);
+            }
+        }
+    })?;
+    if let Some(run) = open {
+        each(run);
+    }
+    Ok(complete)
+}
+
+/// Hands out every page of `range` with its entry. False if the address space has come to its end before.
+pub(super) fn walk(
+    pagemap: &File,
+    range: Range<Hva>,
+    mut each: impl FnMut(Range<Hva>, u64),
+) -> io::Result<bool> {
     let size = PAGE_SIZE as u64;
     let (mut page, end) = (range.start.0 / size, range.end.0 / size);
     let mut buffer = [0; BATCH as usize * ENTRY];
-    let mut open: Option<u64> = None;
-    let mut close = |open: &mut Option<u64>, end: u64| {
-        if let Some(start) = open.take() {
-            each(Hva(start * size)..Hva(end * size));
-        }
-    };
     while page < end {
         let wanted = (end - page).min(BATCH) as usize * ENTRY;
         let read = pagemap.read_at(&mut buffer[..wanted], page * ENTRY as u64)?;
         let (entries, _) = buffer[..read].as_chunks::<ENTRY>();
         if entries.is_empty() {
-            break;
+            return Ok(false);
         }
         for entry in entries {
-            if u64::from_le_bytes(*entry) & any_of == 0 {
-                close(&mut open, page);
-            } else {
-                open.get_or_insert(page);
-            }
+            each(Hva(page * size)..Hva((page + 1) * size), u64::from_le_bytes(*entry));
             page += 1;
         }
     }
-    close(&mut open, page);
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -71,7 +88,7 @@ mod tests {
         let range = Hva(start)..Hva(start + ((pages - 1) * PAGE_SIZE) as u64);
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let mut entries = Vec::new();
-        runs(&pagemap, range.clone(), PRESENT | SWAPPED, |run| entries.push(run)).unwrap();
+        assert!(runs(&pagemap, range.clone(), PRESENT | SWAPPED, |run| entries.push(run)).unwrap());
         assert!(!entries.is_empty() && entries.iter().all(|run| run.start < run.end));
 
         let mut scanned = Vec::new();
@@ -84,6 +101,7 @@ mod tests {
     fn beyond_the_address_space_there_is_nothing() {
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let range = Hva(0x7fff_ffff_0000)..Hva(0x8000_0000_f000);
-        runs(&pagemap, range, PRESENT | SWAPPED, |run| panic!("{run:?}")).unwrap();
+        let complete = runs(&pagemap, range, PRESENT | SWAPPED, |run| panic!("{run:?}")).unwrap();
+        assert!(!complete);
     }
 }

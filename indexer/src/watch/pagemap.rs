@@ -5,7 +5,7 @@
 //! [`super::userfault`]'s, and is done for the dirty runs alone.
 //!
 //! # Minimum kernel version
-//! 6.7. Where pages are, though not which were written, is told on older ones too, by [`super::entries`].
+//! 6.7. On older ones [`super::entries`] says the same: where pages are, and (by soft-dirty bits) which were written.
 #![expect(unsafe_code, reason = "an ioctl that no safe crate offers")]
 
 use std::{fs::File, io, ops::Range};
@@ -106,11 +106,21 @@ impl Pagemap {
             returned: PAGE_IS_WRITTEN,
         };
         let first = out.len();
-        self.walk(query, true, |run| match out[first..].last_mut() {
+        let walked = self.walk(query, true, |run| match out[first..].last_mut() {
             Some(last) if last.end.0 == run.start => last.end = Hva(run.end),
             _ => out.push(Hva(run.start)..Hva(run.end)),
-        })?;
-        self.watched(range)
+        });
+        match walked {
+            // A page without an entry counts, too: it has the bit if its mapping is new.
+            Err(ScanError::Unsupported(_)) => {
+                let complete = entries::runs(&self.file, range, entries::SOFT_DIRTY, |run| out.push(run));
+                self.complete(complete)
+            }
+            other => {
+                other?;
+                self.watched(range)
+            }
+        }
     }
 
     /// Appends every populated page of `range`, in runs that are armed or not. With `check` each mapping of the range has
@@ -139,6 +149,21 @@ impl Pagemap {
             Err(ScanError::Unsupported(_)) if !check => {
                 let run = |range| out.push(PopulatedRun { range, armed: false });
                 self.without_scan(range.clone(), entries::PRESENT | entries::SWAPPED, run)?;
+            }
+            Err(ScanError::Unsupported(_)) => {
+                let complete = entries::walk(&self.file, range, |page, entry| {
+                    if entry & (entries::PRESENT | entries::SWAPPED) == 0 {
+                        return;
+                    }
+                    let armed = entry & entries::SOFT_DIRTY == 0;
+                    match out[first..].last_mut() {
+                        Some(last) if last.range.end == page.start && last.armed == armed => {
+                            last.range.end = page.end;
+                        }
+                        _ => out.push(PopulatedRun { range: page, armed }),
+                    }
+                });
+                return self.complete(complete);
             }
             other => other?,
         }
@@ -177,7 +202,17 @@ impl Pagemap {
         bits: u64,
         each: impl FnMut(Range<Hva>),
     ) -> Result<(), ScanError> {
-        entries::runs(&self.file, range, bits, each).map_err(ScanError::Io)
+        entries::runs(&self.file, range, bits, each).map(drop).map_err(ScanError::Io)
+    }
+
+    /// What reading entries came to. An address space that is gone shows nothing, which must not pass for nothing written.
+    fn complete(&self, read: io::Result<bool>) -> Result<(), ScanError> {
+        match read {
+            _ if !self.process.alive() => Err(ScanError::Gone),
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ScanError::NotWatched),
+            Err(error) => Err(ScanError::Io(error)),
+        }
     }
 
     /// Runs a query to the end of its range, however many calls that takes.

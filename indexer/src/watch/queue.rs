@@ -10,6 +10,7 @@
 //! - *discarding*: a system call that throws pages away was seen entering. Such a page must not be read before the call
 //!   has returned.
 //! - *ready*: may be armed and read now.
+//! - *unarmed*: to be read when everything has been armed once more, where pages cannot be armed one by one (soft-dirty bits).
 //! - *delayed*: a hot page, written again right after it was read. Chasing it would cost the guest a fault each time, so
 //!   it is left writable for 1, 2, 4 … ticks.
 //! - *[held](super::held)*: the guest's budget for faults is used up, so it is left writable until its turn comes.
@@ -36,6 +37,7 @@ pub(super) struct Queue {
     awaited: [RoaringBitmap; 2],
     discarding: RoaringBitmap,
     ready: RoaringBitmap,
+    unarmed: RoaringBitmap,
     wheel: Vec<RoaringBitmap>,
     now: usize,
     /// Pages published in this rotation and in the one before.
@@ -50,6 +52,7 @@ impl Queue {
             awaited: Default::default(),
             discarding: RoaringBitmap::new(),
             ready: RoaringBitmap::new(),
+            unarmed: RoaringBitmap::new(),
             wheel: vec![RoaringBitmap::new(); SLOTS],
             now: 0,
             recent: Default::default(),
@@ -155,6 +158,20 @@ impl Queue {
         self.ready.insert_range(run);
     }
 
+    /// Read these when everything has been armed.
+    pub(super) fn until_armed(&mut self, pages: &RoaringBitmap) {
+        self.unarmed |= pages;
+    }
+
+    pub(super) fn awaits_arming(&self) -> bool {
+        !self.unarmed.is_empty()
+    }
+
+    /// Everything has been armed.
+    pub(super) fn all_armed(&mut self) {
+        self.ready |= std::mem::take(&mut self.unarmed);
+    }
+
     /// Read these after the next look at the marks, which comes right after the next tick.
     pub(super) fn postpone(&mut self, pages: &RoaringBitmap) {
         let slot = (self.now + 1) % SLOTS;
@@ -199,7 +216,7 @@ impl Queue {
     /// Every page that is somewhere in here.
     pub(super) fn all(&self) -> RoaringBitmap {
         let queued = &(&self.awaited[0] | &self.awaited[1]) | &(&self.discarding | &self.ready);
-        let queued = queued | self.held.all();
+        let queued = queued | self.held.all() | &self.unarmed;
         self.wheel.iter().fold(queued, |all, slot| all | slot)
     }
 
@@ -211,7 +228,7 @@ impl Queue {
     /// Forgets all pages from this one on: they are numbered anew.
     pub(super) fn forget_from(&mut self, page: u32) {
         let sets = self.awaited.iter_mut().chain(&mut self.recent).chain(&mut self.wheel);
-        for set in sets.chain([&mut self.discarding, &mut self.ready]) {
+        for set in sets.chain([&mut self.discarding, &mut self.ready, &mut self.unarmed]) {
             set.remove_range(page..);
         }
         self.held.forget_from(page);
@@ -257,8 +274,12 @@ mod identity {
     impl Hash for Queue {
         fn hash<H: Hasher>(&self, state: &mut H) {
             let wheel = (0..SLOTS).map(|ahead| &self.wheel[(self.now + ahead) % SLOTS]);
-            let sets =
-                self.awaited.iter().chain(&self.recent).chain([&self.discarding, &self.ready]).chain(wheel);
+            let sets = self
+                .awaited
+                .iter()
+                .chain(&self.recent)
+                .chain([&self.discarding, &self.ready, &self.unarmed])
+                .chain(wheel);
             for (index, set) in sets.enumerate().filter(|(_, set)| !set.is_empty()) {
                 (index, set.len()).hash(state);
                 set.iter().for_each(|page| page.hash(state));
@@ -361,7 +382,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_page_is_ever_forgotten(steps in prop::collection::vec((0..7u8, 0..40u32, 1..8u32), 1..120)) {
+        fn no_page_is_ever_forgotten(steps in prop::collection::vec((0..9u8, 0..40u32, 1..8u32), 1..120)) {
             let mut queue = Queue::new();
             let mut stale = RoaringBitmap::new();
             for (step, page, len) in steps {
@@ -372,6 +393,8 @@ mod tests {
                     2 => { let pages: RoaringBitmap = run.collect(); queue.written(&pages); stale |= pages; }
                     3 => queue.tick(),
                     4 => drop(queue.rotate()),
+                    7 => { let pages: RoaringBitmap = run.collect(); queue.until_armed(&pages); stale |= pages; }
+                    8 => queue.all_armed(),
                     6 => { let pages: RoaringBitmap = run.collect(); queue.postpone(&pages); stale |= pages; }
                     _ => {
                         let batch = queue.take(len);

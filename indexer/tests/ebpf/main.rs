@@ -11,6 +11,7 @@ mod marks;
 mod memslots;
 mod page_fault_kernel;
 mod page_fault_user;
+mod soft_dirty;
 mod vmm;
 
 use std::{ops::Range, sync::OnceLock};

@@ -1,5 +1,5 @@
 //! Kernels of hosts: the stock kernels of Debian's releases, on which memdex itself is tried (see
-//! [`crate::kernel_matrix`]). Owns which there are and what is kept of each: the image, and KVM's modules.
+//! [`crate::kernel_matrix`]). Owns which there are and what is kept of each: the image, and KVM's modules and a disk's.
 //!
 //! Unlike the guests' cloud kernel these have KVM. To add one, name it in [`HOST_KERNELS`].
 
@@ -14,8 +14,8 @@ use super::store::{self, Recipe};
 /// What a kernel is made of: the image, and (since Linux 6.16 of Debian) packages beside it.
 const PREFIXES: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
 const METAPACKAGE: &str = "linux-image-amd64";
-/// KVM on the processor that QEMU emulates; what it needs comes by itself.
-const MODULES: [&str; 1] = ["kvm-amd"];
+/// KVM on the processor that QEMU emulates, and a disk in memory that can be read by direct I/O; what they need comes by itself.
+const MODULES: [&str; 2] = ["kvm-amd", "brd"];
 
 /// A kernel there is to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

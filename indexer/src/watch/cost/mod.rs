@@ -98,6 +98,14 @@ impl GuestCost {
         self.bucket.take(arming + again * self.prices.fault, now);
     }
 
+    /// Everything has been armed at once, with so many pages in memory. Returns what that may cost the guest: a fault for each of them. Paid for by not
+    /// doing it again too soon.
+    pub(super) fn armed_whole(&mut self, pages: u64, now: Instant) -> Duration {
+        let nanoseconds = pages.saturating_mul(self.prices.fault);
+        self.meter.add(nanoseconds, now);
+        Duration::from_nanos(nanoseconds)
+    }
+
     /// A witness saw that these were written. Returns how many of them took a fault for it.
     pub(super) fn seen_written(&mut self, pages: &RoaringBitmap, now: Instant) -> u64 {
         let faults = pages & &self.armed;

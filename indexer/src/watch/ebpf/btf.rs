@@ -7,7 +7,7 @@ use std::path::Path;
 use btf_rs::{Array, Btf, Struct, Type};
 use indexer_common::{
     marks::ADDRESS_SPACES,
-    offsets::{Files, Kvm},
+    offsets::{Files, Kvm, Mapping},
 };
 
 const KERNEL: &str = "/sys/kernel/btf/vmlinux";
@@ -38,6 +38,12 @@ pub(super) enum BtfError {
         /// Which member.
         member: String,
     },
+    /// Faults don't take the lock that clearing soft-dirty bits takes.
+    #[error(
+        "this kernel resolves faults without the lock that clearing soft-dirty bits takes (Linux 6.4 to 6.6), which leaves a gap: \
+         use 6.1 to 6.3, or better 6.7 or newer"
+    )]
+    LockedApart,
     /// KVM is not there.
     #[error("this kernel has no `struct kvm`: load the kvm module and start memdexd again")]
     NoKvm,
@@ -80,6 +86,19 @@ impl Types {
             inode_sb: self.offset("inode", "i_sb")?,
             sb_device: self.offset("super_block", "s_dev")?,
             sb_magic: self.offset("super_block", "s_magic")?,
+        })
+    }
+
+    /// From a mapping to the process it is of.
+    pub(super) fn mapping(&self) -> Result<Mapping, BtfError> {
+        if self.offset("vm_area_struct", "vm_lock_seq").is_ok() {
+            return Err(BtfError::LockedApart);
+        }
+        Ok(Mapping {
+            vma_mm: self.offset("vm_area_struct", "vm_mm")?,
+            mm_owner: self.offset("mm_struct", "owner")?,
+            task_tgid: self.offset("task_struct", "tgid")?,
+            daemon: std::process::id(),
         })
     }
 

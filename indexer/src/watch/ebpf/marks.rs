@@ -50,7 +50,7 @@ use std::{
     },
 };
 
-use indexer_common::marks::{CHUNK, Header};
+use indexer_common::marks::{CHUNK, DOUBT_HVA, Header};
 
 use super::{
     registry::Registry,
@@ -140,6 +140,12 @@ impl Marks {
         let exited = self.registry.calls(self.pid).map(|calls| calls.exited);
         let entered = self.registry.calls(self.pid).map(|calls| calls.entered);
         exited.is_some() && exited == entered
+    }
+
+    /// Whether every address of guest memory leads to its page: otherwise a write may leave only the flag that any page may have been written.
+    #[must_use]
+    pub fn know_all_addresses(&self) -> bool {
+        self.header.doubts & DOUBT_HVA == 0
     }
 
     fn chunks(&self) -> usize {

@@ -10,6 +10,7 @@ use std::{
 use aya::{Ebpf, maps::MapError, sys::Stats};
 
 mod btf;
+mod gate;
 mod layout;
 mod log;
 mod marks;
@@ -19,6 +20,7 @@ mod registry;
 mod shared;
 mod tracefs;
 
+pub(crate) use self::gate::Quiet;
 use self::{layout::Plan, object::Hook, registry::Registry};
 pub use self::{
     layout::{MarkLayout, MarkRegion, RamFile},
@@ -132,7 +134,7 @@ impl Hooks {
             Ok(registry) => Arc::new(registry),
             Err(error) => {
                 let reason = format!("the maps of the eBPF object cannot be used: {error}");
-                let statuses = Hook::ALL.map(|hook| HookStatus::missing(hook, &reason)).into();
+                let statuses = Hook::wanted().map(|hook| HookStatus::missing(hook, &reason)).collect();
                 return Self { statuses, loaded: None };
             }
         };

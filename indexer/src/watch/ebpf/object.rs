@@ -6,11 +6,12 @@ use std::fmt::Display;
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
-    programs::{Iter, ProgramError, TracePoint},
+    programs::{Iter, KProbe, ProgramError, TracePoint},
 };
 use indexer_common::offsets::{Kvm, Offsets};
 
 use super::{HookStatus, btf::Types, shared::Plain, tracefs::Tracefs};
+use crate::watch::softdirty;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMDEX_EBPF_OBJECT_FILE"));
 
@@ -39,10 +40,16 @@ pub(super) enum Hook {
     Discard,
     /// The iterator over memory slots.
     Memslots,
+    /// The kernel's fault handler, whoever asks for a page.
+    FaultHandler,
+    /// Pages that are being migrated, and bits that others clear.
+    Gate,
+    /// System calls that put other memory in the place of what was there.
+    Remap,
 }
 
 impl Hook {
-    /// All of them.
+    /// Those of every kernel.
     pub(super) const ALL: [Self; 6] = [
         Self::KvmPageFault,
         Self::DirtyRing,
@@ -51,6 +58,15 @@ impl Hook {
         Self::Discard,
         Self::Memslots,
     ];
+
+    /// Those that soft-dirty bits need beside them: where the kernel has something better, they would only cost.
+    pub(super) const OF_SOFT_DIRTY: [Self; 3] = [Self::FaultHandler, Self::Gate, Self::Remap];
+
+    /// Those that there are on this kernel.
+    pub(super) fn wanted() -> impl Iterator<Item = Self> {
+        let more: &[Self] = if softdirty::wanted() { &Self::OF_SOFT_DIRTY } else { &[] };
+        Self::ALL.into_iter().chain(more.iter().copied())
+    }
 
     /// The name used in answers and metrics.
     pub(super) const fn name(self) -> &'static str {
@@ -61,6 +77,9 @@ impl Hook {
             Self::FaultKernel => "ebpf:page_fault_kernel",
             Self::Discard => "ebpf:discard",
             Self::Memslots => "ebpf:memslots",
+            Self::FaultHandler => "ebpf:handle_mm_fault",
+            Self::Gate => "ebpf:migrate_pages",
+            Self::Remap => "ebpf:remap",
         }
     }
 }
@@ -69,7 +88,7 @@ impl Hook {
 pub(super) fn load(debug: bool) -> (Option<Ebpf>, Vec<HookStatus>) {
     let mut statuses = Vec::new();
     let object = load_with(debug, &mut statuses).map_err(|reason| {
-        statuses = Hook::ALL.map(|hook| HookStatus::missing(hook, &reason)).into();
+        statuses = Hook::wanted().map(|hook| HookStatus::missing(hook, &reason)).collect();
     });
     (object.ok(), statuses)
 }
@@ -91,6 +110,8 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
     let user = from(&tracefs, |tracefs| tracefs.page_fault("page_fault_user"));
     let kernel = from(&tracefs, |tracefs| tracefs.page_fault("page_fault_kernel"));
     let arguments = from(&tracefs, Tracefs::arguments);
+    let mapping = from(&types, Types::mapping);
+    let remaps = from(&tracefs, Tracefs::remaps);
     drop(types); // tens of megabytes
 
     let offsets = Offsets {
@@ -101,6 +122,8 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         arguments: arguments.clone().unwrap_or_default(),
         files: files.clone().unwrap_or_default(),
         kvm: Kvm { two_dimensional: u32::from(two_dimensional_paging()), ..kvm.clone().unwrap_or_default() },
+        mapping: mapping.clone().unwrap_or_default(),
+        remaps: remaps.clone().unwrap_or_default(),
     };
     let offsets = Plain(offsets);
     let level = if debug { DEBUG } else { SILENT };
@@ -113,7 +136,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
 
     let ready = |first: Result<(), String>, second: Result<(), String>| first.and(second);
     let known = |found: &Result<Kvm, String>| found.clone().map(drop);
-    let results = [
+    let mut results = vec![
         (
             Hook::KvmPageFault,
             ready(kvm_page_fault.map(drop), known(&kvm)).and_then(|()| {
@@ -141,6 +164,17 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         (Hook::Discard, arguments.and_then(|_| discards(&mut object))),
         (Hook::Memslots, ready(known(&kvm), files.map(drop)).and_then(|()| iterator(&mut object))),
     ];
+    if softdirty::wanted() {
+        let known = mapping.map(drop);
+        results.extend([
+            (
+                Hook::FaultHandler,
+                known.clone().and_then(|()| kprobe(&mut object, "handle_mm_fault", "handle_mm_fault")),
+            ),
+            (Hook::Gate, known.and_then(|()| gate(&mut object))),
+            (Hook::Remap, remaps.and_then(|_| remap(&mut object))),
+        ]);
+    }
     *statuses = results
         .into_iter()
         .map(|(hook, result)| match result {
@@ -174,6 +208,33 @@ fn discards(object: &mut Ebpf) -> Result<(), String> {
         tracepoint(object, &format!("enter_{call}"), &[("syscalls", format!("sys_enter_{call}"))])?;
     }
     Ok(())
+}
+
+fn remap(object: &mut Ebpf) -> Result<(), String> {
+    let calls = ["mmap", "munmap", "mremap"];
+    let exits = calls.map(|call| ("syscalls", format!("sys_exit_{call}")));
+    tracepoint(object, "exit_remap", &exits)?;
+    for call in calls {
+        tracepoint(object, &format!("enter_{call}"), &[("syscalls", format!("sys_enter_{call}"))])?;
+    }
+    Ok(())
+}
+
+fn gate(object: &mut Ebpf) -> Result<(), String> {
+    // The end first, so that none can be counted in and not out.
+    tracepoint(object, "migration_ends", &[("migrate", "mm_migrate_pages".into())])?;
+    tracepoint(object, "migration_starts", &[("migrate", "mm_migrate_pages_start".into())])?;
+    kprobe(object, "clear_refs_write", "clear_refs_write")
+}
+
+/// Loads a program and attaches it to the beginning of a function of the kernel.
+fn kprobe(object: &mut Ebpf, name: &str, function: &str) -> Result<(), String> {
+    let found = object.program_mut(name).ok_or_else(|| format!("the eBPF object has no program `{name}`"))?;
+    let result = <&mut KProbe>::try_from(found).and_then(|program| {
+        program.load()?;
+        program.attach(function, 0).map(drop)
+    });
+    result.map_err(|error| rejected(name, &error))
 }
 
 /// Loads a program and attaches it to tracepoints by name, which works for those of modules too.

@@ -10,7 +10,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, HashOfMaps, MapData, MapError},
+    maps::{Array, HashMap, HashOfMaps, MapData, MapError},
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
 use indexer_common::{
@@ -35,9 +35,19 @@ struct State {
     vms: HashOfMaps<MapData, u32, MapData>,
     calls: HashMap<MapData, u32, Plain<Calls>>,
     in_flight: HashMap<MapData, u64, Plain<InFlight>>,
+    gate: Gate,
     tracked: Tracked<u32, Process>,
     /// Counts tracks; also the source of epochs.
     last: u64,
+}
+
+/// The counters of the whole host.
+struct Gate(Array<MapData, u64>);
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Gate").finish_non_exhaustive()
+    }
 }
 
 /// A tracked process.
@@ -58,6 +68,7 @@ impl Registry {
             vms: HashOfMaps::try_from(take("VMS")?)?,
             calls: HashMap::try_from(take("CALLS")?)?,
             in_flight: HashMap::try_from(take("IN_FLIGHT")?)?,
+            gate: Gate(Array::try_from(take("GATE")?)?),
             tracked: Tracked::new(),
             last: 0,
         };
@@ -125,6 +136,11 @@ impl Registry {
     /// The counters of a process.
     pub(super) fn calls(&self, pid: u32) -> Option<Calls> {
         self.lock().calls.get(&pid, 0).ok().map(|Plain(calls)| calls)
+    }
+
+    /// One of the counters of the whole host.
+    pub(super) fn gate(&self, counter: u32) -> Option<u64> {
+        self.lock().gate.0.get(&counter, 0).ok()
     }
 
     /// A panic elsewhere leaves the maps in the kernel as valid as they were.

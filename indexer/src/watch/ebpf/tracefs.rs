@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use indexer_common::offsets::{Arguments, DirtyRing, Fault};
+use indexer_common::offsets::{Arguments, DirtyRing, Fault, Remaps};
 
 /// Where tracefs belongs.
 const PLACE: &str = "/sys/kernel/tracing";
@@ -108,6 +108,23 @@ impl Tracefs {
             process_madvise_behavior: process_madvise.field("behavior", 8)?,
             ftruncate_fd: ftruncate.field("fd", 8)?,
             unused: 0,
+        })
+    }
+
+    /// The system calls that put other memory in the place of what was there.
+    pub(super) fn remaps(&self) -> Result<Remaps, TracefsError> {
+        let mmap = self.format("syscalls", "sys_enter_mmap")?;
+        let munmap = self.format("syscalls", "sys_enter_munmap")?;
+        let mremap = self.format("syscalls", "sys_enter_mremap")?;
+        Ok(Remaps {
+            mmap_addr: mmap.field("addr", 8)?,
+            mmap_len: mmap.field("len", 8)?,
+            mmap_flags: mmap.field("flags", 8)?,
+            munmap_addr: munmap.field("addr", 8)?,
+            munmap_len: munmap.field("len", 8)?,
+            mremap_addr: mremap.field("addr", 8)?,
+            mremap_old_len: mremap.field("old_len", 8)?,
+            mremap_flags: mremap.field("flags", 8)?,
         })
     }
 

@@ -11,8 +11,9 @@ use super::{
         queue::{bridged, runs},
     },
     Break, System,
+    layout::mapped_anew,
     state::{At, Read, State, UnderWay, shown},
-    world::{Discard, Entry, Event, World},
+    world::{Discard, Event, World},
 };
 use crate::map::Change;
 
@@ -24,6 +25,8 @@ pub(super) enum Look {
     Recent,
     /// The same, and then the second hand turns.
     LastChance,
+    /// Everything.
+    All,
 }
 
 /// What comes next.
@@ -49,6 +52,8 @@ pub(super) enum Action {
     Finish,
     /// Discovery found the region changed: it and those after it are laid out anew.
     Relay(usize),
+    /// The next step of arming everything at once.
+    Round,
 }
 
 impl System {
@@ -76,6 +81,9 @@ impl System {
                 if !publishing && !state.alone && state.under_way.len() < 2 && state.queue.has_ready() {
                     actions.push(Action::Begin);
                 }
+                if self.broken == Break::ClearUnderWay {
+                    self.round_actions(state, actions);
+                }
                 return;
             }
             None => {}
@@ -90,11 +98,13 @@ impl System {
                 return;
             }
             At::Rotate => return actions.push(Action::Rotate),
+            At::Round(_) => return self.round_actions(state, actions),
             At::Audit(_) => return actions.push(Action::Audit),
         }
         if state.queue.has_ready() {
             actions.push(Action::Begin);
         }
+        self.round_actions(state, actions);
         if self.sync {
             actions.push(Action::BeginSync);
         }
@@ -140,12 +150,13 @@ impl System {
             Action::Read(index) => read_one(state, index),
             Action::Finish => self.finish(state),
             Action::Relay(region) => self.relay(state, region),
+            Action::Round => self.round(state),
         }
         true
     }
 
     pub(super) fn take_marks(&self, state: &mut State) {
-        let State { world, map, queue, full_scan, .. } = state;
+        let State { world, map, queue, full_scan, spent, .. } = state;
         if !self.marks {
             queue.discards_done();
             return;
@@ -165,6 +176,9 @@ impl System {
             queue.ready(&pages);
             written = none;
         }
+        for run in &written {
+            spent.insert_range(run.clone());
+        }
         protocol::marked(map, queue, &mut written, &mut discarded);
         if std::mem::take(&mut world.overflowed) {
             full_scan.want();
@@ -178,10 +192,10 @@ impl System {
         }
     }
 
-    fn scan(&self, state: &mut State, look: Look) {
+    pub(super) fn scan(&self, state: &mut State, look: Look) {
         let recheck = look != Look::Awaited;
         let steered = protocol::steered(&state.queue, recheck);
-        let full = !self.marks || state.full_scan.wanted();
+        let full = !self.marks || state.full_scan.wanted() || look == Look::All;
         for region in 0..state.epochs.len() {
             let range = state.world.range(region);
             let mut pages = steered.clone();
@@ -200,14 +214,17 @@ impl System {
         if full {
             state.full_scan.done();
         }
-        state.at = if look == Look::LastChance { At::Rotate } else { At::Loop };
+        state.at = match look {
+            Look::LastChance => At::Rotate,
+            Look::Awaited | Look::Recent | Look::All => At::Loop,
+        };
     }
 
     fn audit(&self, state: &mut State) {
         let all = 0..state.map.pages();
         let mut seen = match std::mem::replace(&mut state.at, At::Loop) {
             At::Audit(seen) => seen,
-            At::Loop | At::Scan | At::Rotate => {
+            At::Loop | At::Scan | At::Rotate | At::Round(_) => {
                 for region in 0..state.epochs.len() {
                     if !state.world.registered[region] {
                         mapped_anew(state, region);
@@ -225,7 +242,7 @@ impl System {
     }
 
     fn begin(&self, state: &mut State) -> bool {
-        let State { world, map, queue, .. } = state;
+        let State { world, map, queue, spent, .. } = state;
         let mut batch = queue.take(self.batch);
         let Some(first) = batch.min() else { return true };
         let region = world.region_of(first);
@@ -234,6 +251,12 @@ impl System {
         batch.remove_range(world.ends[region]..);
         queue.ready(&rest);
         let batch = protocol::to_settle(map, queue, batch, true, |pages| with_marks(world, pages));
+        let spent = if self.whole && self.broken != Break::ReadSpent {
+            &batch & &*spent
+        } else {
+            RoaringBitmap::new()
+        };
+        let batch = protocol::armed_only(queue, batch, spent);
         if !batch.is_empty() {
             state.alone = false;
             self.open(state, region, batch);
@@ -280,7 +303,9 @@ impl System {
                     return;
                 }
                 let pages: Vec<u32> = data.iter().cloned().flatten().collect();
-                pages.iter().for_each(|page| state.world.arm(*page));
+                if !self.whole {
+                    pages.iter().for_each(|page| state.world.arm(*page));
+                }
                 UnderWay::Reading { batch: batch.armed(data, RoaringBitmap::new()), data: pages, read }
             }
             other => other,
@@ -311,7 +336,10 @@ impl System {
                                 (at.written, at.discarded) = (false, false);
                             }
                         }
-                        let written = written(&state.world, batch.pages()).iter().collect();
+                        let written: Vec<u32> = written(&state.world, batch.pages()).iter().collect();
+                        if self.whole {
+                            state.spent.extend(written.iter().copied());
+                        }
                         let truth = truth(&state.world, batch.pages());
                         state.under_way.push_front(UnderWay::Publish { batch, written, truth });
                         return;
@@ -342,37 +370,6 @@ impl System {
         };
         protocol::unsettled(&mut state.queue, unsettled);
     }
-
-    /// The pages of a region and of those after it are numbered anew: the same numbers, but none is what it was.
-    fn relay(&self, state: &mut State, region: usize) {
-        let kept = state.world.range(region).start;
-        for index in region..state.epochs.len() {
-            state.epochs[index] = 0;
-            state.world.registered[index] = true;
-            // Ending the registration takes the protection away.
-            for page in state.world.range(index) {
-                let at = state.world.page(page);
-                if at.entry == Entry::Armed {
-                    let present = at.file.is_some();
-                    at.entry = if present { Entry::Clean } else { Entry::None };
-                }
-            }
-        }
-        let layout = state.map.layout().clone();
-        let changes = protocol::renumber(&mut state.map, &mut state.queue, layout, kept);
-        self.follow(&changes);
-        self.take_marks(state);
-        protocol::renumbered(&state.map, &mut state.queue, kept);
-        state.full_scan.want();
-    }
-}
-
-/// The VMM mapped something else there: registered anew, read anew.
-fn mapped_anew(state: &mut State, region: usize) {
-    let range = state.world.range(region);
-    protocol::mapped_anew(&mut state.map, &mut state.epochs[region], &range);
-    state.world.registered[region] = true;
-    state.queue.ready_run(range);
 }
 
 fn read_one(state: &mut State, index: usize) {

@@ -38,9 +38,11 @@
 //! whatever is wrong.
 
 mod driver;
+mod layout;
 mod random;
 mod state;
 mod tests;
+mod whole;
 mod world;
 
 use std::{
@@ -49,6 +51,7 @@ use std::{
 };
 
 use memdex_wire::page::PageState;
+use roaring::RoaringBitmap;
 use stateright::{Model, Property};
 
 use self::{
@@ -86,6 +89,14 @@ enum Break {
     SpendMark,
     /// A page is read while it is being discarded.
     ReadDiscarding,
+    /// Everything is armed while a batch is being read.
+    ClearUnderWay,
+    /// Marks that were set while everything was armed are thrown away.
+    DropMarks,
+    /// What was being migrated while everything was armed counts as armed.
+    IgnoreMigrations,
+    /// A page that was written since everything was armed is read all the same.
+    ReadSpent,
 }
 
 /// How sure a page that is shown as known has to be.
@@ -115,6 +126,8 @@ struct System {
     /// Whether a fault may take longer than a rotation.
     stalls: bool,
     audits: bool,
+    /// Whether everything is armed at once, by clearing soft-dirty bits, and not page by page.
+    whole: bool,
     /// Whether pages are settled whose write is awaited.
     sync: bool,
     promise: Promise,
@@ -135,6 +148,7 @@ impl System {
             marks: true,
             stalls: false,
             audits: false,
+            whole: false,
             sync: false,
             promise: if writers == 1 && budget.remaps + budget.touches + budget.vague == 0 {
                 Promise::Mark
@@ -151,12 +165,17 @@ impl System {
         let map = PageMap::new(layout(&self.regions));
         let mut queue = Queue::new();
         queue.ready_run(0..map.pages());
+        let mut world = World::new(&self.regions, self.writers, self.budget);
+        world.whole = self.whole;
+        let mut spent = RoaringBitmap::new();
+        spent.insert_range(0..if self.whole { map.pages() } else { 0 });
         State {
-            world: World::new(&self.regions, self.writers, self.budget),
+            world,
             map,
             queue,
             full_scan: FullScan::default(),
             epochs: vec![0; self.regions.len()],
+            spent,
             under_way: [].into(),
             alone: false,
             at: At::Loop,
@@ -216,6 +235,7 @@ impl System {
                 self.step(state, Action::Audit);
                 self.step(state, Action::Audit);
             }
+            self.whole_round(state);
             self.settle_all(state);
             let right = |page| shown(&state.map, page) == Some(state.world.pages[page as usize].content());
             if (0..state.map.pages()).all(right) {

@@ -27,6 +27,9 @@ const NO_END: Budget = Budget {
     remaps: u32::MAX,
     refaults: u32::MAX,
     vague: u32::MAX,
+    migrations: 0,
+    zaps: 0,
+    clears: 0,
 };
 
 fn setting(name: &str, default: u64) -> u64 {

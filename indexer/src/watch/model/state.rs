@@ -13,6 +13,7 @@ use super::{
         protocol::{Armed, Batch, Fresh, FullScan, Hashed, Sighting},
         queue::Queue,
     },
+    whole::Round,
     world::World,
 };
 use crate::{map::PageMap, units::PageRange};
@@ -51,6 +52,8 @@ pub(super) enum At {
     Scan,
     /// Scanned for the last time before the second hand turns.
     Rotate,
+    /// Everything is being armed at once; see [`super::whole`].
+    Round(Round),
     /// The page table has been audited; the RAM files' holes and the marks come next.
     Audit(Sighting),
 }
@@ -63,6 +66,8 @@ pub(super) struct State {
     pub queue: Queue,
     pub full_scan: FullScan,
     pub epochs: Vec<u64>,
+    /// Where everything is armed at once: what is not.
+    pub spent: RoaringBitmap,
     pub under_way: VecDeque<UnderWay>,
     /// What is under way is a sync's: it waits for each batch before it begins the next.
     pub alone: bool,
@@ -127,12 +132,15 @@ impl Hash for State {
         self.queue.hash(state);
         self.full_scan.hash(state);
         self.epochs.hash(state);
+        self.spent.iter().for_each(|page| page.hash(state));
+        self.spent.len().hash(state);
         self.under_way.hash(state);
         (self.alone && !self.under_way.is_empty()).hash(state);
         match &self.at {
             At::Loop => 0u8.hash(state),
             At::Scan => 3u8.hash(state),
             At::Rotate => 1u8.hash(state),
+            At::Round(round) => (4u8, round).hash(state),
             At::Audit(seen) => {
                 2u8.hash(state);
                 for set in [&seen.armed, &seen.open, &seen.data] {

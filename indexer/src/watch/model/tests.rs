@@ -7,8 +7,18 @@ use super::*;
 /// Set it to 1, 2, …: so many more writes in each of the models. Each takes some ten times as long as the one before.
 const SIZE: &str = "MEMDEX_MODEL_SIZE";
 
-const NOTHING: Budget =
-    Budget { writes: 0, zeros: 0, touches: 0, discards: 0, remaps: 0, refaults: 0, vague: 0 };
+const NOTHING: Budget = Budget {
+    writes: 0,
+    zeros: 0,
+    touches: 0,
+    discards: 0,
+    remaps: 0,
+    refaults: 0,
+    vague: 0,
+    migrations: 0,
+    zaps: 0,
+    clears: 0,
+};
 
 fn writes(writes: u32) -> Budget {
     let more = std::env::var(SIZE).ok().and_then(|size| size.parse().ok()).unwrap_or(0);
@@ -157,4 +167,60 @@ fn reading_before_a_scan_has_seen_the_write_is_caught() {
 #[test]
 fn reading_during_a_discard_is_caught() {
     catches(Break::ReadDiscarding, PROMISED, System::new(&[1], 1, Budget { discards: 1, ..NOTHING }));
+}
+
+/// Soft-dirty bits, of which the mark alone has to tell what was lost.
+fn soft_dirty(regions: &[u32], writers: usize, budget: Budget) -> System {
+    System { whole: true, promise: Promise::Mark, ..System::new(regions, writers, budget) }
+}
+
+#[test]
+fn soft_dirty_two_writers_over_two_pages() {
+    holds(soft_dirty(&[2], 2, writes(2)));
+}
+
+#[test]
+fn soft_dirty_a_balloon_and_a_writer_whose_page_is_armed_again_before_its_store() {
+    holds(soft_dirty(&[1], 1, Budget { discards: 1, refaults: 1, ..writes(1) }));
+}
+
+#[test]
+fn soft_dirty_a_region_mapped_anew() {
+    holds(soft_dirty(&[1], 1, Budget { remaps: 1, ..writes(1) }));
+}
+
+#[test]
+fn soft_dirty_entries_that_are_reclaimed_and_read_again() {
+    holds(soft_dirty(&[1], 1, Budget { zaps: 1, touches: 1, ..writes(2) }));
+}
+
+#[test]
+fn soft_dirty_pages_under_migration_and_others_that_clear_bits() {
+    holds(soft_dirty(&[1], 1, Budget { migrations: 1, clears: 1, ..writes(2) }));
+}
+
+#[test]
+fn soft_dirty_bits_without_marks_are_caught() {
+    let system = soft_dirty(&[1], 1, writes(2));
+    catches(Break::Nothing, LOST, System { marks: false, audits: true, promise: Promise::Audit, ..system });
+}
+
+#[test]
+fn clearing_while_a_batch_is_read_is_caught() {
+    catches(Break::ClearUnderWay, LOST, soft_dirty(&[1], 1, writes(1)));
+}
+
+#[test]
+fn throwing_away_the_marks_of_a_clearing_is_caught() {
+    catches(Break::DropMarks, LOST, soft_dirty(&[1], 1, writes(2)));
+}
+
+#[test]
+fn arming_a_page_that_is_migrated_is_caught() {
+    catches(Break::IgnoreMigrations, LOST, soft_dirty(&[1], 1, Budget { migrations: 1, ..writes(2) }));
+}
+
+#[test]
+fn reading_what_is_not_armed_is_caught() {
+    catches(Break::ReadSpent, LOST, soft_dirty(&[1], 1, Budget { migrations: 1, clears: 1, ..writes(1) }));
 }

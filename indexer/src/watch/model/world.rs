@@ -19,6 +19,8 @@ pub(super) enum Entry {
     Open,
     /// Write-protected, or a marker that says so of a page that is not there.
     Armed,
+    /// Writable, and the bit that says so was cleared while the page was being migrated.
+    Blind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,6 +83,10 @@ pub(super) struct Budget {
     pub refaults: u32,
     /// Marks that could not be made for a page: a flag is raised instead.
     pub vague: u32,
+    /// Of soft-dirty tracking: pages that are migrated, entries that are reclaimed, bits that others clear.
+    pub migrations: u32,
+    pub zaps: u32,
+    pub clears: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -91,6 +97,11 @@ pub(super) struct World {
     pub ends: Vec<u32>,
     pub writers: Vec<Writer>,
     pub discard: Discard,
+    /// Soft-dirty bits protect, not a userfaultfd.
+    pub whole: bool,
+    /// The page that is being migrated, and how many have begun to be.
+    pub migrating: Option<u32>,
+    pub migrations: u32,
     pub overflowed: bool,
     pub discards_overflowed: bool,
     pub budget: Budget,
@@ -120,6 +131,12 @@ pub(super) enum Event {
     DiscardExits,
     /// The VMM maps something else where the region was.
     Remap(usize),
+    MigrationStarts(u32),
+    MigrationEnds,
+    /// The entry of a page that is still in its file is taken away.
+    Zap(u32),
+    /// Somebody else clears the soft-dirty bits.
+    OthersClear,
 }
 
 /// How a mark is made.
@@ -140,6 +157,9 @@ impl World {
             ends: Vec::new(),
             writers: vec![Writer::Idle; writers],
             discard: Discard::None,
+            whole: false,
+            migrating: None,
+            migrations: 0,
             overflowed: false,
             discards_overflowed: false,
             budget,
@@ -168,12 +188,13 @@ impl World {
 
     /// Whether the guest has done all it will do.
     pub(super) fn quiet(&self) -> bool {
-        self.writers.iter().all(|writer| *writer == Writer::Idle) && self.discard == Discard::None
+        let idle = self.writers.iter().all(|writer| *writer == Writer::Idle);
+        idle && self.discard == Discard::None && self.migrating.is_none()
     }
 
     pub(super) fn finished(&self) -> bool {
-        let Budget { writes, zeros: _, touches, discards, remaps, refaults: _, vague: _ } = self.budget;
-        self.quiet() && writes + touches + discards + remaps == 0
+        let Budget { writes, touches, discards, remaps, migrations, zaps, clears, .. } = self.budget;
+        self.quiet() && writes + touches + discards + remaps + migrations + zaps + clears == 0
     }
 
     fn value(&mut self) -> u32 {
@@ -187,7 +208,8 @@ impl World {
         for (writer, doing) in self.writers.iter().enumerate() {
             match doing {
                 Writer::Idle if self.budget.writes > 0 => {
-                    for page in pages.clone() {
+                    // Who touches a page that is being migrated waits.
+                    for page in pages.clone().filter(|page| self.migrating != Some(*page)) {
                         let write = |zero, vague| Event::Write { writer, page, zero, vague };
                         events.push(write(false, false));
                         if self.budget.zeros > 0 {
@@ -199,12 +221,16 @@ impl World {
                     }
                 }
                 Writer::Idle => {}
+                Writer::Faulted { page, .. } | Writer::Resolved { page, .. }
+                    if self.migrating == Some(*page) => {}
                 Writer::Faulted { .. } => events.push(Event::Resolve(writer)),
                 Writer::Resolved { .. } => events.push(Event::Retry(writer)),
             }
         }
         for page in pages {
-            if self.budget.touches > 0 && self.pages[page as usize].file.is_none() {
+            let at = &self.pages[page as usize];
+            let absent = at.file.is_none() || (self.whole && at.entry == Entry::None);
+            if self.budget.touches > 0 && absent {
                 events.push(Event::Touch(page));
             }
             if self.budget.discards > 0 && self.discard == Discard::None {
@@ -214,8 +240,10 @@ impl World {
                 }
             }
         }
+        self.soft_dirty_events(events);
         match self.discard {
             Discard::None => {}
+            Discard::Entered { page } if self.migrating == Some(page) => {}
             Discard::Entered { .. } => events.push(Event::DiscardDoes),
             Discard::Done => events.push(Event::DiscardExits),
         }
@@ -231,6 +259,7 @@ impl World {
             (true, true, false) => Marking::Flag,
             (true, false, _) => Marking::Page,
         };
+        let whole = self.whole;
         match event {
             Event::Write { writer, page, zero, vague } => {
                 self.budget.writes -= 1;
@@ -261,7 +290,7 @@ impl World {
                 let at = self.page(page);
                 at.file = at.file.or(Some(0));
                 if at.entry == Entry::None {
-                    at.entry = Entry::Clean;
+                    at.entry = if whole { Entry::Armed } else { Entry::Clean };
                 }
             }
             Event::DiscardEnters { page, vague } => {
@@ -278,12 +307,26 @@ impl World {
                 let Discard::Entered { page } = self.discard else { return };
                 let at = self.page(page);
                 at.file = None;
-                if at.entry != Entry::Armed {
+                if whole || at.entry != Entry::Armed {
                     at.entry = Entry::None;
                 }
                 self.discard = Discard::Done;
             }
             Event::DiscardExits => self.discard = Discard::None,
+            Event::MigrationStarts(page) => {
+                self.budget.migrations -= 1;
+                self.migrations += 1;
+                self.migrating = Some(page);
+            }
+            Event::MigrationEnds => self.migrating = None,
+            Event::Zap(page) => {
+                self.budget.zaps -= 1;
+                self.page(page).entry = Entry::None;
+            }
+            Event::OthersClear => {
+                self.budget.clears -= 1;
+                self.clear();
+            }
             Event::Remap(region) => {
                 self.budget.remaps -= 1;
                 self.registered[region] = false;
@@ -300,7 +343,7 @@ impl World {
 
     fn store(&mut self, writer: usize, page: u32, value: u32, marking: Marking) {
         let at = self.page(page);
-        if at.entry == Entry::Open && at.file.is_some() {
+        if matches!(at.entry, Entry::Open | Entry::Blind) && at.file.is_some() {
             at.file = Some(value);
             self.writers[writer] = Writer::Idle;
             return;
@@ -345,7 +388,8 @@ impl World {
         let mut seen = Sighting::default();
         for page in window {
             let at = &self.pages[page as usize];
-            if at.entry == Entry::Armed {
+            // Soft-dirty bits: what is not reported is protected, or so it seems.
+            if at.entry == Entry::Armed || (self.whole && at.entry != Entry::Open) {
                 seen.armed.insert(page);
             }
             if at.open() {

@@ -139,6 +139,12 @@ pub(super) fn to_settle(
     batch - marked
 }
 
+/// From a batch that is to be settled: the pages that are armed. The spent ones wait until everything is armed once more.
+pub(super) fn armed_only(queue: &mut Queue, batch: RoaringBitmap, spent: RoaringBitmap) -> RoaringBitmap {
+    queue.until_armed(&spent);
+    batch - spent
+}
+
 /// These could not be settled. What was written meanwhile has been queued by the check. What was only marked, or could not be armed, has
 /// its turn after the next look at the marks.
 pub(super) fn unsettled(queue: &mut Queue, pages: RoaringBitmap) {

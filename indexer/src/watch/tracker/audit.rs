@@ -99,15 +99,8 @@ impl Tracker {
     ) -> Result<(), Trouble> {
         let watched = &self.regions[region];
         let Some(memory) = &watched.memory else { return Ok(()) };
-        let mut populated = Vec::new();
-        self.vm.counters.scan_calls.add(1);
-        self.vm.counters.pages_scanned.add(u64::from(window.end - window.start));
-        self.pagemap.populated(watched.addresses(&window), true, &mut populated)?;
         let mut seen = Sighting::default();
-        for run in &populated {
-            let set = if run.armed { &mut seen.armed } else { &mut seen.open };
-            set.insert_range(watched.pages_at(&run.range));
-        }
+        self.sighted(region, &window, &mut seen.armed, &mut seen.open)?;
         let mut data = Vec::new();
         memory.data_along(&self.pagemap, watched.relative(&window), walk, &mut data)?;
         for run in data {
@@ -149,9 +142,12 @@ impl Tracker {
             };
             let mut written = RoaringBitmap::new();
             let mut scanned = self.scan_written(region, &pages, &mut written);
-            if recheck && scanned.is_ok() {
+            if recheck
+                && scanned.is_ok()
+                && let Ok(protection) = &self.protection
+            {
                 // The VMM may map something else there at any time, and where nothing is scanned nothing says so.
-                scanned = self.pagemap.watched(self.regions[region].addresses(&range));
+                scanned = protection.watched(&self.pagemap, self.regions[region].addresses(&range));
             }
             if pages.is_empty() && scanned.is_ok() {
                 continue;

@@ -208,16 +208,8 @@ impl Tracker {
         armed: &mut RoaringBitmap,
         written: &mut RoaringBitmap,
     ) -> Result<(), ScanError> {
-        let watched = &self.regions[region];
-        let mut found = Vec::new();
         for run in bridged(pages, GAP) {
-            self.vm.counters.scan_calls.add(1);
-            self.vm.counters.pages_scanned.add(u64::from(run.end - run.start));
-            self.pagemap.populated(watched.addresses(&run), true, &mut found)?;
-        }
-        for run in found {
-            let set = if run.armed { &mut *armed } else { &mut *written };
-            set.insert_range(watched.pages_at(&run.range));
+            self.sighted(region, &run, armed, written)?;
         }
         *armed &= pages;
         *written &= pages;

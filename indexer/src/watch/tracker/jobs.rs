@@ -51,6 +51,8 @@ pub(super) struct SyncJob {
     /// Unsettled pages, to be read once more: the guest stands still, so no direct I/O is under way.
     unsettled: RoaringBitmap,
     unsettled_read: u64,
+    /// Everything has been armed for this attempt, where it is armed at once.
+    armed: bool,
     todo: RoaringBitmap,
     again: RoaringBitmap,
     attempt: u32,
@@ -79,6 +81,7 @@ impl Tracker {
     ) -> Result<(), Lost> {
         let began = Instant::now();
         self.take_marks();
+        let armed = self.arm_whole()?;
         self.audit()?;
         let snapshot = self.vm.snapshot();
         let mut todo = snapshot.in_state(0..u32::MAX, &[PageState::Stale]);
@@ -97,6 +100,7 @@ impl Tracker {
             still,
             unsettled,
             unsettled_read: 0,
+            armed,
             todo,
             again: RoaringBitmap::new(),
             attempt: 1,
@@ -154,6 +158,7 @@ impl Tracker {
         if job.todo.is_empty() && !job.again.is_empty() && job.attempt < ATTEMPTS {
             job.attempt += 1;
             job.todo = std::mem::take(&mut job.again);
+            job.armed = false;
         }
         if job.todo.is_empty() {
             let (generation, pages) = {
@@ -175,7 +180,20 @@ impl Tracker {
             let _ = job.reply.send(Err(JobError::Timeout));
             return Ok((None, true));
         }
+        if !job.armed {
+            job.armed = self.arm_whole()?;
+            if !job.armed {
+                return Ok((Some(Job::Sync(job)), false));
+            }
+        }
         let batch = self.sync_batch(&job);
+        let spent = self.spent(&batch);
+        if !spent.is_empty() {
+            // Written since everything was armed: their turn comes with the next attempt.
+            job.todo -= &spent;
+            job.again |= spent;
+            return Ok((Some(Job::Sync(job)), true));
+        }
         if batch.is_empty() {
             // All that is left is being discarded or written right now; a moment will tell.
             return Ok((Some(Job::Sync(job)), false));
@@ -210,7 +228,7 @@ impl Tracker {
 
     /// The next pages of a sync: of one region, and none that is being discarded or about to be written.
     fn sync_batch(&self, job: &SyncJob) -> RoaringBitmap {
-        let most = if job.attempt == 1 { BATCH } else { TIGHT };
+        let most = if job.attempt == 1 || self.arms_whole() { BATCH } else { TIGHT };
         let mut open = &job.todo - self.queue.in_discard();
         if !job.still && job.began.elapsed() < GRACE {
             open -= self.queue.awaited();

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use memdex_wire::event::Event;
 use roaring::RoaringBitmap;
 
-use super::{Tracker, attach_userfault, check::Distrust, region::Watched};
+use super::{Tracker, attach_protection, check::Distrust, region::Watched};
 use crate::{host::JobError, map::Layout, vm::descriptor::VmDescriptor, watch::protocol};
 
 impl Tracker {
@@ -53,9 +53,9 @@ impl Tracker {
     }
 
     /// Whether something can write the guest's memory unseen: discovery knows of another process that maps it, or a device; or pages have
-    /// changed and no witness saw the write.
+    /// changed and no witness saw the write; or one of two witnesses that need each other is missing.
     pub(super) fn doubted(&self) -> bool {
-        !self.descriptor.doubts.is_empty() || self.distrust.is_some()
+        !self.descriptor.doubts.is_empty() || self.distrust.is_some() || self.half_blind()
     }
 
     /// Queues every readable page that is queued nowhere. One that is not stale becomes so when its turn has come, so that the
@@ -71,26 +71,27 @@ impl Tracker {
 
     /// Tries once more what did not work: another daemon or a debugger may have let go of the VMM, memory may be readable again.
     pub(super) fn try_again(&mut self) {
-        if self.userfault.is_err() {
+        if self.protection.is_err() {
             // Ours would stand in the way of the new one.
             self.claim = None;
-            (self.claim, self.userfault) = attach_userfault(self.process);
+            (self.claim, self.protection) = attach_protection(self.process, &self.shared.hooks);
         }
         let mut better = false;
         for index in 0..self.regions.len() {
             let watched = &self.regions[index];
-            if watched.armed() || (watched.readable() && self.userfault.is_err()) {
+            if watched.armed() || (watched.readable() && self.protection.is_err()) {
                 continue;
             }
-            let userfault = self.userfault.as_ref().map_err(String::as_str);
+            let protection = self.protection.as_ref().map_err(String::as_str);
             let mut again =
-                Watched::open(self.process, watched.region.clone(), watched.first_page, userfault);
+                Watched::open(self.process, watched.region.clone(), watched.first_page, protection);
             if again.watch == watched.watch {
                 continue;
             }
             again.epoch = watched.epoch + 1;
             better |= again.readable();
             let range = again.range();
+            self.whole.spend_runs(std::slice::from_ref(&range));
             self.regions[index] = again;
             self.note_mapped_anew(range.clone());
             // A discard may be on its way, as after any change of the layout.
@@ -106,18 +107,18 @@ impl Tracker {
 
     /// Opens all regions from the `keep`-th on and numbers their pages.
     pub(super) fn lay_out(&mut self, keep: usize) {
-        if let Ok(userfault) = &self.userfault {
+        if let Ok(protection) = &self.protection {
             for gone in self.regions.iter().skip(keep).filter(|gone| gone.armed()) {
                 // The mapping may be gone with its registration; then there is nothing to undo.
-                let _ = userfault.unregister(gone.region.start..gone.region.end());
+                let _ = protection.unregister(gone.region.start..gone.region.end());
             }
         }
         self.regions.truncate(keep);
         let layout = Arc::new(Layout::of(&self.descriptor.regions));
         let kept = self.regions.last().map_or(0, |last| last.range().end);
         for (region, place) in self.descriptor.regions.iter().zip(layout.regions()).skip(keep) {
-            let userfault = self.userfault.as_ref().map_err(String::as_str);
-            self.regions.push(Watched::open(self.process, region.clone(), place.first_page, userfault));
+            let protection = self.protection.as_ref().map_err(String::as_str);
+            self.regions.push(Watched::open(self.process, region.clone(), place.first_page, protection));
         }
         let pages = layout.pages();
         let changes = protocol::renumber(&mut self.vm.map_mut(), &mut self.queue, layout, kept);
@@ -134,6 +135,8 @@ impl Tracker {
         self.history.forget();
         self.note_mapped_anew(kept..u32::MAX);
         self.unsettled.forget_from(kept);
+        self.whole.forget_from(kept);
+        self.whole.spend_runs(std::slice::from_ref(&(kept..pages)));
         self.watch_marks();
         protocol::renumbered(&self.vm.map(), &mut self.queue, kept);
         self.full_scan.want();

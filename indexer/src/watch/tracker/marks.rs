@@ -28,6 +28,7 @@ impl Tracker {
             let mut map = self.vm.map_mut();
             let noted = protocol::marked(&mut map, &mut self.queue, &mut written, &mut discarded);
             drop(map);
+            self.whole.spend_runs(&written);
             self.vm.counters.pages_gone_stale.add(noted.newly_stale);
             self.vm.counters.marks_written.add(noted.written);
             self.vm.counters.marks_discarded.add(noted.discarded);
@@ -102,6 +103,7 @@ impl Tracker {
         let guest = self.descriptor.accelerator == Accelerator::Tcg || hooks.guest_faults_attached();
         // The fault with which direct I/O pins a page is no exception of the processor's.
         let direct_io = self.descriptor.direct_io.is_some();
-        self.marks.is_some() && hooks.faults_attached() && guest && !direct_io
+        let every_fault = hooks.every_fault_attached() || (hooks.faults_attached() && guest && !direct_io);
+        self.marks.is_some() && every_fault
     }
 }

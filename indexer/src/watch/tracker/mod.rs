@@ -18,6 +18,7 @@ mod staleness;
 mod status;
 mod trouble;
 mod unsettled;
+mod whole;
 
 use std::{
     collections::VecDeque,
@@ -32,12 +33,12 @@ use tokio::sync::oneshot;
 use super::{
     claim::Claim,
     cost::GuestCost,
-    ebpf::Marks,
+    ebpf::{Hooks, Marks},
     pagemap::{Pagemap, ScanError},
+    protection::Protection,
     protocol::FullScan,
     queue::Queue,
     unsettled::Unsettled,
-    userfault::{self, UserFault},
 };
 use crate::{
     host::{JobError, Shared, Vm},
@@ -50,6 +51,7 @@ use jobs::Job;
 use pay::begin_to_pay;
 use region::Watched;
 use staleness::Looks;
+use whole::Whole;
 
 /// Time for a mark to be followed by its write; see [`super::queue`].
 const ROTATION: Duration = Duration::from_secs(1);
@@ -146,7 +148,8 @@ pub(crate) struct Tracker {
     /// Held for as long as we arm pages: two daemons arming one VM would hide its writes from each other.
     claim: Option<Claim>,
     pagemap: Pagemap,
-    userfault: Result<UserFault, String>,
+    protection: Result<Protection, String>,
+    whole: Whole,
     marks: Option<Marks>,
     marks_missing: Option<String>,
     regions: Vec<Watched>,
@@ -197,16 +200,22 @@ impl Tracker {
         let descriptor = vm.descriptor();
         let process = descriptor.process;
         let pagemap = Pagemap::open(process)?;
-        let (claim, userfault) = attach_userfault(process);
-        match &userfault {
-            Ok(_) => tracing::info!(vm = %vm.id(), name = descriptor.name, "write protection attached"),
+        let (claim, protection) = attach_protection(process, &shared.hooks);
+        match &protection {
+            Ok(Protection::UserFault(_)) => {
+                tracing::info!(vm = %vm.id(), name = descriptor.name, "write protection attached");
+            }
+            Ok(Protection::SoftDirty(..)) => {
+                tracing::info!(vm = %vm.id(), name = descriptor.name, "writes are tracked by soft-dirty bits");
+            }
             Err(reason) => {
                 tracing::warn!(vm = %vm.id(), name = descriptor.name, reason, "tracking is advisory");
             }
         }
         let now = Instant::now();
         let unsettled = Unsettled::new(shared.options.tracker.settle, now);
-        let cost = begin_to_pay(&shared, &descriptor, userfault.as_ref().ok(), now);
+        let cost = begin_to_pay(&shared, &descriptor, protection.as_ref().ok(), now);
+        let whole = Whole::new(shared.hooks.cleared_by_others());
         let mut tracker = Self {
             options: shared.options.tracker.clone(),
             vm,
@@ -216,7 +225,8 @@ impl Tracker {
             commands,
             claim,
             pagemap,
-            userfault,
+            protection,
+            whole,
             marks: None,
             marks_missing: None,
             regions: Vec::new(),
@@ -337,6 +347,7 @@ impl Tracker {
             self.last_rotation = Instant::now();
             self.rotate();
         }
+        self.arm_whole_when_due()?;
         if self.last_audit.elapsed() >= self.audit_interval() {
             self.audit()?;
             self.last_audit = Instant::now();
@@ -355,7 +366,7 @@ impl Tracker {
             }
             self.begin_reading();
         }
-        let lame = self.userfault.is_err() || self.regions.iter().any(|watched| !watched.readable());
+        let lame = self.protection.is_err() || self.regions.iter().any(|watched| !watched.readable());
         if !lame {
             self.try_after = TRY_AGAIN;
         } else if self.last_try.elapsed() >= self.try_after {
@@ -388,24 +399,18 @@ impl Tracker {
     /// Leaves the VMM without our protection: no write of its guest costs a fault because of us any more.
     fn release(&mut self) {
         self.abandon_jobs(JobError::Gone);
-        if let Ok(userfault) = &self.userfault {
+        if let Ok(protection) = &self.protection {
             for watched in self.regions.iter().filter(|watched| watched.armed()) {
-                let _ = userfault.unregister(watched.region.start..watched.region.end());
+                let _ = protection.unregister(watched.region.start..watched.region.end());
             }
         }
     }
 }
 
-fn attach_userfault(process: ProcessId) -> (Option<Claim>, Result<UserFault, String>) {
-    if let Err(error) = Pagemap::probe() {
-        return (None, Err(error.to_string()));
-    }
+fn attach_protection(process: ProcessId, hooks: &Hooks) -> (Option<Claim>, Result<Protection, String>) {
     let claim = match Claim::take(process) {
         Ok(claim) => claim,
         Err(error) => return (None, Err(error.to_string())),
     };
-    match userfault::attach(process) {
-        Ok(userfault) => (Some(claim), Ok(userfault)),
-        Err(error) => (Some(claim), Err(error.to_string())),
-    }
+    (Some(claim), Protection::attach(process, hooks))
 }

@@ -11,7 +11,7 @@ use crate::{
     vm::descriptor::VmDescriptor,
     watch::{
         cost::{GuestCost, Kind},
-        userfault::UserFault,
+        protection::Protection,
     },
 };
 
@@ -19,12 +19,12 @@ use crate::{
 pub(super) fn begin_to_pay(
     shared: &Shared,
     descriptor: &VmDescriptor,
-    userfault: Option<&UserFault>,
+    protection: Option<&Protection>,
     now: Instant,
 ) -> GuestCost {
     let prices = shared.prices.of(descriptor.accelerator);
     let mut cost = GuestCost::new(prices, shared.options.tracker.guest_budget_ppm, now);
-    if let Some(userfault) = userfault {
+    if let Some(Protection::UserFault(userfault)) = protection {
         cost.stopped(userfault.report().stopped, now);
     }
     cost

@@ -9,7 +9,7 @@ use crate::{
     memory::{MemoryError, RegionMemory},
     units::{Hva, PageRange, bytes},
     vm::descriptor::{Backing, ProcessId, Region},
-    watch::userfault::UserFault,
+    watch::protection::Protection,
 };
 
 /// Pages in a huge page.
@@ -39,13 +39,13 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Opens the region's memory and registers it with the userfaultfd, if there is one. Never fails: what does not
+    /// Opens the region's memory and registers it with what protects it, if there is anything. Never fails: what does not
     /// work is in `watch`.
     pub(super) fn open(
         process: ProcessId,
         region: Region,
         first_page: u32,
-        userfault: Result<&UserFault, &str>,
+        protection: Result<&Protection, &str>,
     ) -> Self {
         let memory = match RegionMemory::open(process, &region) {
             Ok(memory) => Some(Arc::new(memory)),
@@ -54,15 +54,17 @@ impl Watched {
                 return Self { region, first_page, memory: None, watch, epoch: 0, huge_pages: false };
             }
         };
-        let watch = match (untrackable(&region), userfault) {
+        let whole = protection.is_ok_and(|protection| protection.soft_dirty().is_some());
+        let huge_pages = may_have_huge_pages(&region, whole);
+        let untrackable = untrackable(&region).or_else(|| (whole && huge_pages).then(|| too_coarse(&region)));
+        let watch = match (untrackable, protection) {
             (Some(reason), _) => Watch::Rehash(reason),
             (None, Err(reason)) => Watch::Rehash(reason.to_owned()),
-            (None, Ok(userfault)) => match userfault.register(region.start..region.end()) {
+            (None, Ok(protection)) => match protection.register(region.start..region.end()) {
                 Ok(()) => Watch::Armed,
                 Err(error) => Watch::Rehash(error.to_string()),
             },
         };
-        let huge_pages = may_have_huge_pages(&region);
         Self { region, first_page, memory, watch, epoch: 0, huge_pages }
     }
 
@@ -184,14 +186,33 @@ pub(super) fn cut_between_huge_pages(
 }
 
 /// Whether the kernel may populate a region by huge pages without being asked. Shared memory needs a setting that few
-/// hosts have; a file system mounted with `huge=` counts as well.
-fn may_have_huge_pages(region: &Region) -> bool {
-    let Backing::SharedFile { .. } = region.backing else { return true };
+/// hosts have; a file system mounted with `huge=` counts as well. `ask`: whether it is worth asking for anonymous memory.
+fn may_have_huge_pages(region: &Region, ask: bool) -> bool {
+    let Backing::SharedFile { .. } = region.backing else {
+        let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        return !(ask && setting.is_ok_and(|setting| setting.contains("[never]")));
+    };
     let setting =
         std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let by_setting = !(setting.contains("[never]") || setting.contains("[deny]"));
     by_setting || mounts.lines().any(|mount| mount.contains("huge=") && !mount.contains("huge=never"))
+}
+
+/// Why soft-dirty bits can't tell of a region's writes.
+fn too_coarse(region: &Region) -> String {
+    let remedy = match region.backing {
+        Backing::SharedFile { .. } => {
+            "write `never` to /sys/kernel/mm/transparent_hugepage/shmem_enabled and mount without huge="
+        }
+        Backing::PrivateFile { .. } | Backing::Anonymous => {
+            "give the VM shared memory (memory-backend-file or -memfd, share=on), or write `never` to \
+             /sys/kernel/mm/transparent_hugepage/enabled and start it anew"
+        }
+    };
+    format!(
+        "it may have huge pages, of which soft-dirty bits tell only as a whole: {remedy}, or use Linux 6.7 or newer"
+    )
 }
 
 /// Why a region cannot be write-protected, known without trying.

@@ -82,7 +82,11 @@ impl Tracker {
                 protocol::to_settle(&self.vm.map(), &mut self.queue, batch, current_is_true, |pages| {
                     with_marks(marks, pages)
                 });
-            let batch = if self.regions[region].armed() { self.within_budget(batch) } else { batch };
+            let spent = self.spent(&batch);
+            let mut batch = protocol::armed_only(&mut self.queue, batch, spent);
+            if self.regions[region].armed() && !self.arms_whole() {
+                batch = self.within_budget(batch);
+            }
             if !batch.is_empty() && self.regions[region].readable() {
                 return Some((region, batch));
             }
@@ -157,7 +161,9 @@ impl Tracker {
                     refused.insert_range(run.clone());
                 }
             }
-            self.note_armed(&data);
+            if !self.arms_whole() {
+                self.note_armed(&data);
+            }
         }
 
         // 2. Read and hash.
@@ -189,6 +195,7 @@ impl Tracker {
             return Ok(pages);
         }
         self.note_written(&(&written & &pages));
+        self.whole.spend(&written);
         let batch = batch.checked(written, |pages| with_marks(self.marks.as_ref(), pages));
 
         // 4. Publish.
@@ -223,10 +230,10 @@ impl Tracker {
     }
 
     fn arm(&self, region: usize, pages: &PageRange) -> Result<(), crate::watch::userfault::ArmError> {
-        let Ok(userfault) = &self.userfault else { return Ok(()) };
+        let Ok(protection) = &self.protection else { return Ok(()) };
         self.vm.counters.arm_calls.add(1);
         self.vm.counters.pages_armed.add(u64::from(pages.end - pages.start));
-        userfault.arm(self.regions[region].addresses(pages))
+        protection.arm(self.regions[region].addresses(pages))
     }
 
     /// Adds to `written` the pages around `pages` that the page table shows as written. Read-only.

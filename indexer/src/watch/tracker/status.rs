@@ -8,7 +8,7 @@ use memdex_wire::{
 };
 
 use super::{Tracker, check::Distrust, region::Watched};
-use crate::host::Status;
+use crate::{host::Status, watch::protection::Protection};
 
 impl Tracker {
     pub(super) fn update_status(&mut self) {
@@ -29,7 +29,12 @@ impl Tracker {
         if self.regions.is_empty() {
             reasons.push("no guest memory was found in this process".to_owned());
         }
-        if self.userfault.is_ok() && (self.marks.is_none() || !self.shared.hooks.discards_attached()) {
+        if self.half_blind() {
+            reasons.push(
+                "writes may be missed: soft-dirty bits need eBPF marks beside them, and this VM's faults are not marked".to_owned(),
+            );
+        } else if self.protection.is_ok() && (self.marks.is_none() || !self.shared.hooks.discards_attached())
+        {
             reasons.push(
                 "discarded memory (balloon) is only noticed late: the eBPF hooks on discards are not attached".to_owned(),
             );
@@ -53,7 +58,14 @@ impl Tracker {
             status: if reason.is_none() { WitnessStatus::Active } else { WitnessStatus::Unavailable },
             reason: reason.map(str::to_owned),
         };
-        let mut witnesses = vec![witness("write-protect", self.userfault.as_ref().err().map(String::as_str))];
+        let no_userfault = match &self.protection {
+            Ok(Protection::UserFault(_)) => None,
+            Ok(Protection::SoftDirty(_, reason)) | Err(reason) => Some(reason.as_str()),
+        };
+        let mut witnesses = vec![witness("write-protect", no_userfault)];
+        if self.arms_whole() {
+            witnesses.push(witness("soft-dirty", None));
+        }
         for hook in self.shared.hooks.status() {
             let reason = hook.reason.as_deref().or(self.marks_missing.as_deref());
             witnesses.push(witness(hook.name, reason));

@@ -66,16 +66,17 @@ impl Tracker {
         let newly = protocol::mapped_anew(&mut self.vm.map_mut(), epoch, &range);
         self.vm.counters.pages_gone_stale.add(newly);
         self.note_mapped_anew(range.clone());
+        self.whole.spend_runs(std::slice::from_ref(&range));
         let watched = &self.regions[region];
         let renewed = RegionMemory::open(self.process, &watched.region)
             .map(Arc::new)
             .map_err(|error| error.to_string())
             .and_then(|memory| {
-                let userfault = self.userfault.as_ref().map_err(Clone::clone)?;
+                let protection = self.protection.as_ref().map_err(Clone::clone)?;
                 let addresses = watched.region.start..watched.region.end();
-                userfault.register(addresses.clone()).map_err(|error| error.to_string())?;
+                protection.register(addresses.clone()).map_err(|error| error.to_string())?;
                 // A part may be missing. To call that watched would bring us here again and again.
-                self.pagemap.watched(addresses).map_err(|error| error.to_string())?;
+                protection.watched(&self.pagemap, addresses).map_err(|error| error.to_string())?;
                 Ok(memory)
             });
         let watched = &mut self.regions[region];

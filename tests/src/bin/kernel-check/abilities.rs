@@ -45,9 +45,19 @@ impl Abilities {
         }
     }
 
+    /// Whether every write can be tracked page by page.
+    pub(crate) fn page_by_page(&self) -> bool {
+        self.scan && self.write_protect
+    }
+
+    /// Whether every write can be tracked by soft-dirty bits, for want of something better.
+    pub(crate) fn whole(&self) -> bool {
+        !self.page_by_page() && self.soft_dirty && self.kprobes
+    }
+
     /// Whether every write can be tracked.
     pub(crate) fn exact(&self) -> bool {
-        self.scan && self.write_protect
+        self.page_by_page() || self.whole()
     }
 
     pub(crate) fn report(&self, reporter: &mut Reporter) {

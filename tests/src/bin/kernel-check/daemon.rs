@@ -104,8 +104,11 @@ impl Host {
         let (_, protect) = protect.ok_or("there is no witness write-protect")?;
         let seen = format!("{}, write-protect {protect:?}, {:?}", vm.tracking, vm.advisory_reasons);
         let says_why = |reason: &String| reason.contains("Linux 6.7 or newer is needed");
-        let right = match (abilities.exact(), &protect) {
-            (true, Ok(())) => vm.tracking == "exact" && vm.advisory_reasons.is_empty(),
+        let bits = self.witnesses().iter().any(|(name, state)| name == "soft-dirty" && state.is_ok());
+        let exact = vm.tracking == "exact" && vm.advisory_reasons.is_empty();
+        let right = match (abilities.page_by_page(), &protect) {
+            (true, Ok(())) => exact && !bits,
+            (false, Err(reason)) if abilities.whole() => exact && bits && says_why(reason),
             (false, Err(reason)) => {
                 vm.tracking == "advisory" && says_why(reason) && vm.advisory_reasons.iter().any(says_why)
             }

@@ -6,6 +6,7 @@
 //! not, words that say so.
 
 mod abilities;
+mod bits;
 mod cost;
 mod daemon;
 mod programs;
@@ -46,6 +47,9 @@ fn main() -> ExitCode {
     reporter.check("KVM translates guest addresses with two-stage page tables", abilities::two_stage_kvm);
     daemon::check(&mut reporter, &abilities);
     cost::check(&mut reporter, &abilities);
+    if abilities.whole() {
+        bits::check(&mut reporter);
+    }
     programs::check(&mut reporter, &abilities, &tests);
     reporter.end();
     ExitCode::SUCCESS

@@ -14,42 +14,45 @@ const FACT: &str = "kernel-fact: ";
 /// A test program, and which of its tests run: the arguments are those of Rust's test harness.
 struct Program {
     name: &'static str,
-    arguments: &'static [&'static str],
-    /// The same on a kernel that can't track exactly; `None`: the whole program makes no sense there.
+    /// `None`: the program makes no sense there.
+    arguments: Option<&'static [&'static str]>,
+    /// The same on a kernel that can't track page by page.
     without_scan: Option<&'static [&'static str]>,
 }
 
 /// There is no QEMU in here, so what needs one is left out; so is what repeats a thing hundreds of times or measures time.
-const PROGRAMS: [Program; 4] = [
-    Program { name: "ebpf", arguments: &[], without_scan: Some(&["--skip", "the_marks_and_the_page_table"]) },
-    Program { name: "memory", arguments: &[], without_scan: Some(&[]) },
+const PROGRAMS: [Program; 5] = [
+    Program {
+        name: "ebpf",
+        arguments: Some(&[]),
+        without_scan: Some(&["--skip", "the_marks_and_the_page_table"]),
+    },
+    Program { name: "ebpf", arguments: None, without_scan: Some(&["--ignored", "soft_dirty"]) },
+    Program { name: "memory", arguments: Some(&[]), without_scan: Some(&[]) },
     Program {
         name: "witness",
-        arguments: &[
+        arguments: Some(&[
             "tracking::",
             "changes::",
             "a_seccomp_filter",
             "a_traced_process",
             "no_signal_is_lost",
             "of_an_unprivileged_process",
-        ],
+        ]),
         without_scan: None,
     },
     Program {
         name: "tiny_guest_soundness",
-        arguments: &["anonymous_ram_with_dirty_ring", "slots_may_change"],
-        without_scan: None,
+        arguments: Some(&["anonymous_ram_with_dirty_ring", "slots_may_change"]),
+        without_scan: Some(&["slots_may_change"]),
     },
 ];
 
 pub(crate) fn check(reporter: &mut Reporter, abilities: &Abilities, folder: &Path) {
     let (mut passed, mut all) = (0, 0);
     for program in PROGRAMS {
-        let Some(arguments) =
-            (if abilities.exact() { Some(program.arguments) } else { program.without_scan })
-        else {
-            continue;
-        };
+        let arguments = if abilities.page_by_page() { program.arguments } else { program.without_scan };
+        let Some(arguments) = arguments else { continue };
         let mut outcome = Outcome::default();
         reporter.check(&format!("tests of {}", program.name), || {
             outcome = Outcome::of(&folder.join(program.name), arguments)?;

@@ -10,6 +10,7 @@ mkdir -p /dev/shm /dev/pts /tmp /var/tmp
 mount -t tmpfs -o mode=1777 none /dev/shm
 mount -t devpts none /dev/pts
 mount -t tracefs none /sys/kernel/tracing
+mount -t debugfs none /sys/kernel/debug
 mount -t bpf none /sys/fs/bpf
 ip link set lo up
 
