@@ -151,7 +151,7 @@ impl Vm {
             process: descriptor.process,
             map_id,
             status: RwLock::new(Status::beginning(&layout)),
-            map: RwLock::new(PageMap::new(layout)),
+            map: RwLock::new(PageMap::unread(layout)),
             memory: RwLock::default(),
             progress: Mutex::new(IndexProgress { total: descriptor.pages(), ..IndexProgress::default() }),
             direct_io: Mutex::new(Looks {
