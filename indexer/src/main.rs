@@ -77,7 +77,7 @@ fn detach(config: &Config) -> ExitCode {
         Err(error) => return refuse(&error, 2),
     };
     let mut code = ExitCode::SUCCESS;
-    for Detached { id, name, outcome } in host::detach(filter, &MapFolder::new(config.maps())) {
+    for Detached { id, name, outcome } in host::detach(&filter, &MapFolder::new(config.maps())) {
         match outcome {
             Ok(0) => println!("{id} {name}: there was nothing"),
             Ok(_) => println!("{id} {name}: detached"),

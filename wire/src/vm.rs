@@ -65,6 +65,9 @@ pub struct VmInfo {
     /// Known pages that the background audit has read again and compared, since tracking began.
     #[serde(default)]
     pub audit_checked: u64,
+    /// Pages known from an earlier daemon that were found to be still the same, so that they were not read anew, since tracking began.
+    #[serde(default)]
+    pub picked_up: u64,
 }
 
 /// How far the first pass over a VM's memory has come.

@@ -256,6 +256,7 @@ impl Vm {
             missed_by_scan: self.counters.missed_by_scan.get(),
             mismatches,
             audit_checked: self.audit.checked.get(),
+            picked_up: self.counters.pages_picked_up.get(),
         }
     }
 

@@ -176,6 +176,7 @@ fn vm(id: &str, name: &str, pid: u32) -> VmInfo {
         missed_by_scan: 0,
         mismatches: 0,
         audit_checked: 1000,
+        picked_up: 0,
     }
 }
 

@@ -80,6 +80,12 @@ impl MapFolder {
         Ok(store)
     }
 
+    /// The processes of which there is a file.
+    pub(crate) fn processes(&self) -> Vec<ProcessId> {
+        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        files.filter_map(|file| process(file.file_name().to_str()?)).collect()
+    }
+
     /// Removes what there is of a process.
     pub(crate) fn remove(&self, process: ProcessId) {
         remove(&self.file(process));

@@ -46,6 +46,8 @@ const GENERATION_AHEAD: u64 = 86_400_000;
 /// Whose map it is, and what has to be as it was for it to hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
+    /// What the VM is called.
+    pub(crate) name: String,
     boot: String,
     pid: u32,
     start_time: u64,
@@ -56,8 +58,9 @@ pub struct Owner {
 }
 
 impl Owner {
-    pub(crate) fn new(process: ProcessId, token: Option<Token>, regions: &[Region]) -> Self {
+    pub(crate) fn new(name: &str, process: ProcessId, token: Option<Token>, regions: &[Region]) -> Self {
         Self {
+            name: name.to_owned(),
             boot: super::folder::boot(),
             pid: process.pid,
             start_time: process.start_time,

@@ -36,7 +36,7 @@ fn layout(pages: u32) -> Arc<Layout> {
 
 fn sealed(folder: &MapFolder, pages: u32) -> PageMap {
     let map = PageMap::on(Some(folder.create(vmm()).unwrap()), layout(pages));
-    map.seal(&Owner::new(vmm(), None, &regions(pages)));
+    map.seal(&Owner::new("vm", vmm(), None, &regions(pages)));
     map
 }
 
@@ -315,7 +315,7 @@ fn a_half_numbered_map_is_not_believed_and_a_sealed_one_is() {
     let mut map = sealed(&folder, PAGES);
     map.publish(map.next_generation(), true, 0, &vec![Some(Content::Zero); PAGES as usize], &mut Vec::new());
     map.relayout(layout(2000), 300);
-    map.seal(&Owner::new(vmm(), None, &regions(2000)));
+    map.seal(&Owner::new("vm", vmm(), None, &regions(2000)));
     drop(map);
     assert_eq!(resume(&folder, 2000).unwrap().inherited_pages(), 300);
 }

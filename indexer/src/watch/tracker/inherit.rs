@@ -239,7 +239,7 @@ impl Tracker {
 
     fn owner(&self) -> Owner {
         let token = self.userfault.as_ref().ok().and_then(UserFault::token);
-        Owner::new(self.process, token, &self.descriptor.regions)
+        Owner::new(self.vm.name(), self.process, token, &self.descriptor.regions)
     }
 
     /// Says in the file what the map is about: from here on the next daemon may go on with it.

@@ -198,19 +198,25 @@ pub fn reattach(process: ProcessId, token: Token) -> Result<Option<UserFault>, A
     }))
 }
 
-/// Closes every userfaultfd that a daemon left in the process: the one of this name, and those that can register one of `ranges`. Then the VMM is as it was before any
-/// daemon came. Returns how many there were. The caller has to hold the [claim](super::claim) on the process.
+/// Closes every userfaultfd that a daemon left in the process: the one of this name, and those that have registered anything of its address space. Then the VMM is as
+/// it was before any daemon came. Returns how many there were. The caller has to hold the [claim](super::claim) on the process.
 ///
 /// # Errors
 /// See [`AttachError`].
-pub fn detach(process: ProcessId, token: Option<Token>, ranges: &[Range<Hva>]) -> Result<usize, AttachError> {
+pub fn detach(process: ProcessId, token: Option<Token>) -> Result<usize, AttachError> {
     let process = Process::open(process).map_err(wrap("attach to"))?;
+    let found = left_behind(&process)?;
+    if found.is_empty() {
+        return Ok(0);
+    }
+    let smaps = process.with_path("smaps", fs::read_to_string).map_err(wrap("read the mappings of"))?;
+    let ranges = registered(&smaps);
     let mut closed = 0;
-    for found in left_behind(&process)? {
+    for found in found {
         let named =
             token.is_some_and(|token| token.number == found.number && inode(&found.fd) == Some(token.inode));
         if named || ranges.iter().any(|range| acts_on(&found.fd, process.id(), range)) {
-            for range in ranges {
+            for range in &ranges {
                 // From here, so that the VMM's thread need not be stopped for it.
                 let _ = unregister(&found.fd, range);
             }
@@ -219,6 +225,22 @@ pub fn detach(process: ProcessId, token: Option<Token>, ranges: &[Range<Hva>]) -
         }
     }
     Ok(closed)
+}
+
+/// The mappings that some userfaultfd watches for writes (`uw` in the flags of smaps).
+fn registered(smaps: &str) -> Vec<Range<Hva>> {
+    let mut ranges = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        let first = line.split(' ').next().unwrap_or_default();
+        if let Some((start, end)) = first.split_once('-') {
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            current = number(start).zip(number(end)).map(|(start, end)| Hva(start)..Hva(end));
+        } else if first == "VmFlags:" && line.split(' ').any(|flag| flag == "uw") {
+            ranges.extend(current.take());
+        }
+    }
+    ranges
 }
 
 /// Lets the VMM make a new one.
@@ -475,6 +497,14 @@ fn explain(error: Errno, range: &Range<Hva>) -> ArmError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn smaps_shows_what_is_watched() {
+        let smaps = "\
+1000-3000 rw-p 00000000 00:00 0 \nSize: 8 kB\nVmFlags: rd wr mr \n\
+7f0000000000-7f0000002000 rw-s 00000000 00:01 5 /memfd:ram (deleted)\nSize: 8 kB\nVmFlags: rd wr sh uw mr \n";
+        assert_eq!(registered(smaps), [Hva(0x7f00_0000_0000)..Hva(0x7f00_0000_2000)]);
+    }
 
     #[test]
     fn fdinfo_shows_the_features() {

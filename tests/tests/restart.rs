@@ -1,0 +1,410 @@
+//! Protects the promise that a new daemon picks up where the old one was, however that ended: what was not written meanwhile is not hashed again,
+//! what was written or thrown away meanwhile is stale, and nothing is ever shown that is not so. And that `memdexd --detach` leaves a VMM as it was found.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{Read, Seek, SeekFrom},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use memdex_tests::{
+    Daemon, Scratch, Tiny,
+    address_space::mappings,
+    contract::Vm,
+    daemon::{Options, binary},
+    oracle, tiny, wait,
+};
+
+const APPEAR: Duration = Duration::from_secs(5);
+const KILLS: u32 = 100;
+
+/// A figure of one VM.
+fn figure(daemon: &Daemon, name: &str, vm: &Vm) -> u64 {
+    let text = String::from_utf8(daemon.get("/metrics").body).expect("text");
+    let start = format!("memdex_vm_{name}{{vm=\"{}\"", vm.id);
+    let line =
+        text.lines().find(|line| line.starts_with(&start)).unwrap_or_else(|| panic!("no {start} in {text}"));
+    line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).expect("a number") as u64
+}
+
+fn hashed(daemon: &Daemon, vm: &Vm) -> u64 {
+    figure(daemon, "pages_read_total", vm)
+}
+
+/// Waits until nothing is stale. The guest has to be paused.
+fn settled(daemon: &Daemon, guest: &Tiny) -> Vm {
+    wait::until("all pages to be known", Duration::from_secs(10), || {
+        daemon.vm_of(guest.pid()).filter(|vm| vm.pages.stale == 0 && vm.tracking == "exact")
+    })
+    .0
+}
+
+/// The file that the daemon keeps a VM's map in.
+fn map_file(daemon: &Daemon, vm: &Vm) -> PathBuf {
+    PathBuf::from(format!("{}.maps", daemon.socket().display())).join(&vm.id)
+}
+
+fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+#[test]
+fn a_hundred_kills_under_load_forget_nothing_and_make_nothing_up() {
+    const QUIET: u64 = 3000;
+    const BUSY: u64 = 500;
+    let scratch = Scratch::new("kills");
+    let mut guests = [tiny::Ram::Memfd, tiny::Ram::Anonymous].map(|ram| {
+        let name = scratch.name(if ram == tiny::Ram::Memfd { "m" } else { "a" });
+        let mut guest = Tiny::start_with(&scratch, &name, &tiny::Options { ram, ..tiny::Options::default() });
+        guest.write(1, QUIET, 7);
+        guest
+    });
+    let mut daemon = Daemon::start(&scratch);
+    for guest in &guests {
+        let vm = settled(&daemon, guest);
+        assert_eq!(vm.picked_up, 0, "there was nobody to pick up from");
+    }
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let (mut picked_up, mut again) = (0, 0);
+    for guest in &mut guests {
+        guest.run(&format!("loop 3000 {} {BUSY}", QUIET + 1));
+    }
+    for kill in 1..=KILLS {
+        let judged = kill % 10 == 0;
+        if judged {
+            // The daemon is at work when it dies.
+            for guest in &guests {
+                drop(daemon.wait_for_vm(guest.pid(), APPEAR));
+            }
+        }
+        std::thread::sleep(Duration::from_micros(random(&mut state) % 180_000));
+        daemon.kill();
+        if !judged {
+            // It may die before it has found anything, while it attaches, or while it looks what holds.
+            daemon = Daemon::launch(&scratch, "memdexd", &Options::default());
+            continue;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        for guest in &mut guests {
+            guest.run("pause");
+        }
+        daemon = Daemon::start(&scratch);
+        for guest in &guests {
+            let vm = settled(&daemon, guest);
+            let read = hashed(&daemon, &vm);
+            assert!(
+                vm.picked_up >= QUIET,
+                "after kill {kill} only {} pages were known: {vm:?}",
+                vm.picked_up
+            );
+            assert!(
+                read <= BUSY,
+                "after kill {kill} {read} pages were hashed, and {BUSY} may have been written"
+            );
+            oracle::compare(&daemon, &vm).expect_exact(&format!("after kill {kill}"));
+            assert_eq!(vm.mismatches, 0);
+            daemon.verify(&vm.id);
+            picked_up += vm.picked_up;
+            again += read;
+        }
+        // Nobody writes now: this time nothing at all may be hashed.
+        daemon.kill();
+        daemon = Daemon::start(&scratch);
+        for guest in &guests {
+            let vm = settled(&daemon, guest);
+            assert_eq!(
+                (vm.picked_up, hashed(&daemon, &vm)),
+                (vm.pages.total, 0),
+                "after kill {kill}: {vm:?}"
+            );
+            oracle::compare(&daemon, &vm).expect_exact(&format!("after kill {kill}, with nothing written"));
+        }
+        for guest in &mut guests {
+            guest.run("resume");
+        }
+    }
+    eprintln!("{picked_up} pages picked up, {again} hashed again");
+    for guest in &mut guests {
+        assert!(guest.is_running());
+    }
+}
+
+/// A normal end is no different, and a reader's `since` goes on.
+#[test]
+fn an_orderly_restart_forgets_nothing_either() {
+    let scratch = Scratch::new("orderly");
+    let mut guest = Tiny::start(&scratch, &scratch.name("o"));
+    guest.write(1, 500, 7);
+    let mut daemon = Daemon::start(&scratch);
+    let vm = settled(&daemon, &guest);
+    let since = vm.generation;
+    let took = daemon.stop();
+    guest.write(100, 3, 99);
+    drop(daemon);
+    daemon = Daemon::start(&scratch);
+    let after = settled(&daemon, &guest);
+    eprintln!("stopped in {took:?}");
+    assert!(after.generation > since, "the generation went back from {since} to {}", after.generation);
+    assert!(hashed(&daemon, &after) <= 8, "three pages were written: {}", hashed(&daemon, &after));
+    let changed = daemon.succeed(&["pages", &vm.id, "--since", &since.to_string(), "-o", "jsonl"]);
+    let changed = String::from_utf8_lossy(&changed).lines().count();
+    assert!((3..=8).contains(&changed), "{changed} pages are said to have changed");
+    oracle::compare(&daemon, &after).expect_exact("after an orderly restart");
+}
+
+/// What the page table does not show: a hole that was read since it was made is a page of zeros that is still protected.
+#[test]
+fn what_is_thrown_away_while_nobody_looks_is_noticed() {
+    let scratch = Scratch::new("holes");
+    let mut guest = Tiny::start(&scratch, &scratch.name("h"));
+    guest.write(1, 2000, 7);
+    let mut daemon = Daemon::start(&scratch);
+    let vm = settled(&daemon, &guest);
+    daemon.kill();
+    guest.run("punch 0 100 50");
+    guest.run("madvise 0 300 20 remove");
+    // Some of them are read: by whom makes no difference.
+    let ram = mappings(vm.pid)
+        .into_iter()
+        .find(|mapping| mapping.pages() == vm.pages.total)
+        .expect("the RAM is mapped");
+    let memory = File::open(format!("/proc/{}/mem", vm.pid)).expect("root may read it");
+    for page in (100..120).chain(300..310) {
+        let mut byte = [1];
+        memory.read_exact_at(&mut byte, ram.start + page * 4096).expect("it is mapped");
+        assert_eq!(byte, [0]);
+    }
+    drop(daemon);
+    daemon = Daemon::start(&scratch);
+    let vm = settled(&daemon, &guest);
+    assert_eq!(vm.picked_up, vm.pages.total - 70, "{vm:?}");
+    assert!(hashed(&daemon, &vm) <= 70);
+    oracle::compare(&daemon, &vm).expect_exact("after pages were thrown away");
+}
+
+#[test]
+fn memory_that_is_mapped_anew_or_plugged_in_while_nobody_looks_is_read() {
+    let scratch = Scratch::new("gap");
+    let ram = tiny::Options { ram: tiny::Ram::Anonymous, ..tiny::Options::default() };
+    let mut mapped = Tiny::start_with(&scratch, &scratch.name("r"), &ram);
+    let mut plugged = Tiny::start(&scratch, &scratch.name("p"));
+    mapped.write(1, 2000, 7);
+    plugged.write(1, 2000, 7);
+    let mut daemon = Daemon::start(&scratch);
+    settled(&daemon, &mapped);
+    settled(&daemon, &plugged);
+    daemon.kill();
+    mapped.run("remap 0");
+    mapped.run("poke 1 10 50");
+    plugged.run("slot add 3 8192 1024");
+    plugged.write(8192, 5, 60);
+    drop(daemon);
+    daemon = Daemon::start(&scratch);
+    let vm = settled(&daemon, &mapped);
+    assert_eq!(vm.picked_up, 0, "{vm:?}");
+    oracle::compare(&daemon, &vm).expect_exact("after the region was mapped anew");
+    let vm = settled(&daemon, &plugged);
+    assert_eq!((vm.picked_up, vm.pages.total), (4096, 5120), "{vm:?}");
+    assert!(hashed(&daemon, &vm) <= 1024);
+    oracle::compare(&daemon, &vm).expect_exact("after memory was plugged in");
+    daemon.kill();
+    plugged.run("slot del 3");
+    drop(daemon);
+    daemon = Daemon::start(&scratch);
+    let vm = settled(&daemon, &plugged);
+    assert_eq!((vm.picked_up, vm.pages.total, hashed(&daemon, &vm)), (4096, 4096, 0), "{vm:?}");
+    oracle::compare(&daemon, &vm).expect_exact("after it was taken out");
+}
+
+/// Another daemon, with a folder of its own, arms the pages anew: then what the first one left is worth nothing, and nobody must think so.
+#[test]
+fn a_daemon_that_came_in_between_is_not_overlooked() {
+    let scratch = Scratch::new("between");
+    let mut guest = Tiny::start(&scratch, &scratch.name("b"));
+    guest.write(1, 2000, 7);
+    for round in 0..2_u32 {
+        for name in ["one", "other"] {
+            let mut daemon = Daemon::start_with(&scratch, name, &Options::default());
+            let vm = settled(&daemon, &guest);
+            assert_eq!(vm.picked_up, 0, "{name}, round {round}: {vm:?}");
+            oracle::compare(&daemon, &vm).expect_exact(name);
+            daemon.kill();
+            // Seen by whoever comes next, who arms these pages again: after that the page table knows nothing of it.
+            guest.write(50, 20, 1000 * (round + 1));
+        }
+    }
+    let fds = userfaultfds(guest.pid());
+    assert_eq!(fds, 1, "{fds} userfaultfds are in the VMM");
+}
+
+fn userfaultfds(pid: u32) -> usize {
+    open_files(pid).values().filter(|target| target.contains("userfaultfd")).count()
+}
+
+/// Another version's map, garbage, and a map of before: each is read anew, and said so.
+#[test]
+fn a_map_that_cannot_be_used_is_made_anew() {
+    let scratch = Scratch::new("format");
+    let mut guest = Tiny::start(&scratch, &scratch.name("f"));
+    guest.write(1, 1000, 7);
+    let mut daemon = Daemon::start(&scratch);
+    let vm = settled(&daemon, &guest);
+    let file = map_file(&daemon, &vm);
+    let before = fs::read(&file).map(|bytes| bytes.len()).expect("the map is where it belongs");
+    assert!(before > 1 << 16);
+    let spoil: [(&str, fn(&File)); 4] = [
+        ("format 77", |file| file.write_all_at(&77_u64.to_le_bytes(), 8).expect("it is ours")),
+        ("no map", |file| file.write_all_at(&[0x5a; 5000], 0).expect("it is ours")),
+        ("cut off", |file| file.set_len(3).expect("it is ours")),
+        // All but the header: the table names slots that are not there.
+        ("table is damaged", |file| file.write_all_at(&[0xff; 4096], 1 << 16).expect("it is ours")),
+    ];
+    for (words, spoil) in spoil {
+        daemon.kill();
+        guest.write(10, 10, 77);
+        spoil(&OpenOptions::new().write(true).open(&file).expect("root may"));
+        drop(daemon);
+        daemon = Daemon::start(&scratch);
+        let vm = settled(&daemon, &guest);
+        assert_eq!(vm.picked_up, 0, "{words}: {vm:?}");
+        assert!(daemon.log().contains(words), "the log does not say {words:?}");
+        oracle::compare(&daemon, &vm).expect_exact(words);
+        // And the one after that goes on as ever.
+        daemon.kill();
+        drop(daemon);
+        daemon = Daemon::start(&scratch);
+        let vm = settled(&daemon, &guest);
+        assert_eq!((vm.picked_up, hashed(&daemon, &vm)), (vm.pages.total, 0), "after {words}: {vm:?}");
+    }
+    assert_eq!(userfaultfds(guest.pid()), 1);
+    guest.kill();
+    wait::until("the map of a VM that has ended to go", APPEAR, || (!file.exists()).then_some(()));
+}
+
+/// The open files of a process, by number.
+fn open_files(pid: u32) -> BTreeMap<String, String> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("root may look");
+    files
+        .flatten()
+        .filter_map(|file| {
+            let target = fs::read_link(file.path()).ok()?;
+            Some((file.file_name().to_string_lossy().into_owned(), target.to_string_lossy().into_owned()))
+        })
+        .collect()
+}
+
+/// The mappings of a process with their flags, less what moves by itself.
+fn flags(pid: u32) -> Vec<String> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("root may look");
+    let wanted = |line: &&str| {
+        line.starts_with("VmFlags:") || line.split(' ').next().is_some_and(|word| word.contains('-'))
+    };
+    smaps.lines().filter(wanted).map(str::to_owned).collect()
+}
+
+/// Bits of the page table's entries that write protection leaves: the protection itself (57), and a marker or a swapped page (62).
+fn protected_pages(pid: u32, start: u64, pages: u64) -> usize {
+    let mut pagemap = File::open(format!("/proc/{pid}/pagemap")).expect("root may look");
+    pagemap.seek(SeekFrom::Start(start / 4096 * 8)).expect("it can be sought in");
+    let mut bytes = vec![0; pages as usize * 8];
+    pagemap.read_exact(&mut bytes).expect("it is as long as the address space");
+    let entries = bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
+    entries.filter(|entry| entry >> 57 & 1 == 1 || entry >> 62 & 1 == 1).count()
+}
+
+fn detach(scratch: &Scratch, daemon: &Daemon) -> Output {
+    let mut command = scratch.command(binary("memdexd"));
+    command.args(["--detach", "--listen", &daemon.url()]);
+    for glob in scratch.globs(&["*"]) {
+        command.args(["--include", &glob]);
+    }
+    command.output().expect("memdexd starts")
+}
+
+#[test]
+fn detach_leaves_the_vmm_as_it_was_found() {
+    let scratch = Scratch::new("detach");
+    let mut guests = [tiny::Ram::Memfd, tiny::Ram::Anonymous].map(|ram| {
+        let name = scratch.name(if ram == tiny::Ram::Memfd { "m" } else { "a" });
+        let mut guest = Tiny::start_with(&scratch, &name, &tiny::Options { ram, ..tiny::Options::default() });
+        guest.write(1, 1000, 7);
+        // It has been dozing at its prompt: stacks and heaps have grown as far as they will.
+        guest.run("layout");
+        guest
+    });
+    let before: Vec<_> = guests.iter().map(|guest| (open_files(guest.pid()), flags(guest.pid()))).collect();
+    for kill in [true, false] {
+        let mut daemon = Daemon::start(&scratch);
+        let vms: Vec<_> = guests.iter().map(|guest| settled(&daemon, guest)).collect();
+        let rams: Vec<_> = vms
+            .iter()
+            .map(|vm| {
+                mappings(vm.pid)
+                    .into_iter()
+                    .find(|mapping| mapping.pages() == vm.pages.total)
+                    .expect("its RAM")
+                    .start
+            })
+            .collect();
+        // As long as it runs, nothing is taken from it.
+        let refused = detach(&scratch, &daemon);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("stop that first"), "{refused:?}");
+        if kill {
+            daemon.kill();
+        } else {
+            daemon.stop();
+        }
+        for (vm, ram) in vms.iter().zip(&rams) {
+            assert!(protected_pages(vm.pid, *ram, vm.pages.total) >= 1000, "nothing was left to detach");
+            assert!(map_file(&daemon, vm).exists());
+        }
+        let done = detach(&scratch, &daemon);
+        assert!(done.status.success(), "{done:?}");
+        let words = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert_eq!(words.matches(": detached").count(), 2, "{words}");
+        for (((vm, ram), guest), (files, flags_before)) in vms.iter().zip(&rams).zip(&mut guests).zip(&before)
+        {
+            assert_eq!(&open_files(vm.pid), files);
+            assert_eq!(&flags(vm.pid), flags_before);
+            assert_eq!(protected_pages(vm.pid, *ram, vm.pages.total), 0, "pages stayed protected");
+            assert!(guest.is_running());
+            guest.write(1, 1000, 7);
+        }
+        assert!(!map_file(&daemon, &vms[0]).parent().expect("a folder").exists(), "maps are left over");
+        let nothing = detach(&scratch, &daemon);
+        assert!(
+            nothing.status.success() && String::from_utf8_lossy(&nothing.stdout).contains("nothing"),
+            "{nothing:?}"
+        );
+    }
+}
+
+/// How long it takes until a restarted daemon knows the VM again, beside the first time. No bound: the machine is a busy one.
+#[test]
+fn a_large_vm_is_known_again_without_hashing() {
+    let scratch = Scratch::new("large");
+    let options = tiny::Options { mib: 256, ..tiny::Options::default() };
+    let mut guest = Tiny::start_with(&scratch, &scratch.name("l"), &options);
+    guest.run("fill 0 60000");
+    let mut daemon = Daemon::start(&scratch);
+    let first = settled(&daemon, &guest);
+    assert!(hashed(&daemon, &first) >= 60_000);
+    daemon.kill();
+    drop(daemon);
+    let begun = Instant::now();
+    daemon = Daemon::start(&scratch);
+    let vm = settled(&daemon, &guest);
+    eprintln!("known again {:?} after the start of the daemon", begun.elapsed());
+    assert_eq!((vm.picked_up, hashed(&daemon, &vm)), (vm.pages.total, 0), "{vm:?}");
+    // The index from content to place is there again too.
+    assert_eq!(vm.pages.current, first.pages.current);
+    daemon.verify(&vm.id);
+}
