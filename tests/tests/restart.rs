@@ -35,12 +35,27 @@ fn hashed(daemon: &Daemon, vm: &Vm) -> u64 {
     figure(daemon, "pages_read_total", vm)
 }
 
-/// Waits until nothing is stale. The guest has to be paused.
+/// Waits until nothing is stale, but for what is unsettled because the daemon came late. The guest has to be paused.
 fn settled(daemon: &Daemon, guest: &Tiny) -> Vm {
+    let began = Instant::now();
     wait::until("all pages to be known", Duration::from_secs(10), || {
-        daemon.vm_of(guest.pid()).filter(|vm| vm.pages.stale == 0 && vm.tracking == "exact")
+        let vm = daemon.vm_of(guest.pid())?;
+        let known = vm.pages.stale == vm.pages.unsettled && vm.tracking == "exact";
+        if !known && began.elapsed() > Duration::from_secs(9) {
+            eprintln!("{vm:?}, {} pages hashed", hashed(daemon, &vm));
+        }
+        known.then_some(vm)
     })
     .0
+}
+
+/// Holds the map against the memory.
+fn judge(daemon: &Daemon, vm: &Vm, context: &str) {
+    if vm.pages.unsettled == 0 {
+        oracle::compare(daemon, vm).expect_exact(context);
+    } else {
+        oracle::compare_claims(daemon, vm).expect_exact(context);
+    }
 }
 
 /// The file that the daemon keeps a VM's map in.
@@ -66,36 +81,38 @@ fn a_hundred_kills_under_load_forget_nothing_and_make_nothing_up() {
         guest.write(1, QUIET, 7);
         guest
     });
-    let mut daemon = Daemon::start(&scratch);
+    // However slow the machine is: that there was no direct I/O is not the question here.
+    let options =
+        Options { arguments: vec!["--settle-seconds".to_owned(), "0".to_owned()], ..Options::default() };
+    let mut daemon = Daemon::start_with(&scratch, "memdexd", &options);
     for guest in &guests {
         let vm = settled(&daemon, guest);
         assert_eq!(vm.picked_up, 0, "there was nobody to pick up from");
     }
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let (mut picked_up, mut again) = (0, 0);
+    let (mut picked_up, mut again, mut founds) = (0, 0, 0);
+    let found = |daemon: &Daemon| daemon.log().matches("found a VM").count();
     for guest in &mut guests {
         guest.run(&format!("loop 3000 {} {BUSY}", QUIET + 1));
     }
     for kill in 1..=KILLS {
-        let judged = kill % 10 == 0;
-        if judged {
-            // The daemon is at work when it dies.
-            for guest in &guests {
-                drop(daemon.wait_for_vm(guest.pid(), APPEAR));
-            }
+        // It dies before it has found anything, while it attaches, while it looks what holds, or at work.
+        if kill % 8 != 0 {
+            wait::until("the daemon to find the VMs", APPEAR, || (found(&daemon) > founds).then_some(()));
         }
-        std::thread::sleep(Duration::from_micros(random(&mut state) % 180_000));
+        let most = [3_000, 10_000, 30_000, 150_000][random(&mut state) as usize % 4];
+        std::thread::sleep(Duration::from_micros(random(&mut state) % most));
         daemon.kill();
-        if !judged {
-            // It may die before it has found anything, while it attaches, or while it looks what holds.
-            daemon = Daemon::launch(&scratch, "memdexd", &Options::default());
+        founds = found(&daemon);
+        if kill % 10 != 0 {
+            daemon = Daemon::launch(&scratch, "memdexd", &options);
             continue;
         }
         std::thread::sleep(Duration::from_millis(20));
         for guest in &mut guests {
             guest.run("pause");
         }
-        daemon = Daemon::start(&scratch);
+        daemon = Daemon::start_with(&scratch, "memdexd", &options);
         for guest in &guests {
             let vm = settled(&daemon, guest);
             let read = hashed(&daemon, &vm);
@@ -108,7 +125,8 @@ fn a_hundred_kills_under_load_forget_nothing_and_make_nothing_up() {
                 read <= BUSY,
                 "after kill {kill} {read} pages were hashed, and {BUSY} may have been written"
             );
-            oracle::compare(&daemon, &vm).expect_exact(&format!("after kill {kill}"));
+            assert_eq!(vm.pages.stale, 0);
+            judge(&daemon, &vm, &format!("after kill {kill}"));
             assert_eq!(vm.mismatches, 0);
             daemon.verify(&vm.id);
             picked_up += vm.picked_up;
@@ -116,7 +134,7 @@ fn a_hundred_kills_under_load_forget_nothing_and_make_nothing_up() {
         }
         // Nobody writes now: this time nothing at all may be hashed.
         daemon.kill();
-        daemon = Daemon::start(&scratch);
+        daemon = Daemon::start_with(&scratch, "memdexd", &options);
         for guest in &guests {
             let vm = settled(&daemon, guest);
             assert_eq!(
@@ -124,11 +142,13 @@ fn a_hundred_kills_under_load_forget_nothing_and_make_nothing_up() {
                 (vm.pages.total, 0),
                 "after kill {kill}: {vm:?}"
             );
-            oracle::compare(&daemon, &vm).expect_exact(&format!("after kill {kill}, with nothing written"));
+            assert_eq!(vm.pages.stale, 0);
+            judge(&daemon, &vm, &format!("after kill {kill}, with nothing written"));
         }
         for guest in &mut guests {
             guest.run("resume");
         }
+        founds = 0;
     }
     eprintln!("{picked_up} pages picked up, {again} hashed again");
     for guest in &mut guests {
@@ -156,7 +176,7 @@ fn an_orderly_restart_forgets_nothing_either() {
     let changed = daemon.succeed(&["pages", &vm.id, "--since", &since.to_string(), "-o", "jsonl"]);
     let changed = String::from_utf8_lossy(&changed).lines().count();
     assert!((3..=8).contains(&changed), "{changed} pages are said to have changed");
-    oracle::compare(&daemon, &after).expect_exact("after an orderly restart");
+    judge(&daemon, &after, "after an orderly restart");
 }
 
 /// What the page table does not show: a hole that was read since it was made is a page of zeros that is still protected.
@@ -186,7 +206,7 @@ fn what_is_thrown_away_while_nobody_looks_is_noticed() {
     let vm = settled(&daemon, &guest);
     assert_eq!(vm.picked_up, vm.pages.total - 70, "{vm:?}");
     assert!(hashed(&daemon, &vm) <= 70);
-    oracle::compare(&daemon, &vm).expect_exact("after pages were thrown away");
+    judge(&daemon, &vm, "after pages were thrown away");
 }
 
 #[test]
@@ -209,18 +229,18 @@ fn memory_that_is_mapped_anew_or_plugged_in_while_nobody_looks_is_read() {
     daemon = Daemon::start(&scratch);
     let vm = settled(&daemon, &mapped);
     assert_eq!(vm.picked_up, 0, "{vm:?}");
-    oracle::compare(&daemon, &vm).expect_exact("after the region was mapped anew");
+    judge(&daemon, &vm, "after the region was mapped anew");
     let vm = settled(&daemon, &plugged);
     assert_eq!((vm.picked_up, vm.pages.total), (4096, 5120), "{vm:?}");
     assert!(hashed(&daemon, &vm) <= 1024);
-    oracle::compare(&daemon, &vm).expect_exact("after memory was plugged in");
+    judge(&daemon, &vm, "after memory was plugged in");
     daemon.kill();
     plugged.run("slot del 3");
     drop(daemon);
     daemon = Daemon::start(&scratch);
     let vm = settled(&daemon, &plugged);
     assert_eq!((vm.picked_up, vm.pages.total, hashed(&daemon, &vm)), (4096, 4096, 0), "{vm:?}");
-    oracle::compare(&daemon, &vm).expect_exact("after it was taken out");
+    judge(&daemon, &vm, "after it was taken out");
 }
 
 /// Another daemon, with a folder of its own, arms the pages anew: then what the first one left is worth nothing, and nobody must think so.
@@ -234,7 +254,7 @@ fn a_daemon_that_came_in_between_is_not_overlooked() {
             let mut daemon = Daemon::start_with(&scratch, name, &Options::default());
             let vm = settled(&daemon, &guest);
             assert_eq!(vm.picked_up, 0, "{name}, round {round}: {vm:?}");
-            oracle::compare(&daemon, &vm).expect_exact(name);
+            judge(&daemon, &vm, name);
             daemon.kill();
             // Seen by whoever comes next, who arms these pages again: after that the page table knows nothing of it.
             guest.write(50, 20, 1000 * (round + 1));
@@ -275,7 +295,7 @@ fn a_map_that_cannot_be_used_is_made_anew() {
         let vm = settled(&daemon, &guest);
         assert_eq!(vm.picked_up, 0, "{words}: {vm:?}");
         assert!(daemon.log().contains(words), "the log does not say {words:?}");
-        oracle::compare(&daemon, &vm).expect_exact(words);
+        judge(&daemon, &vm, words);
         // And the one after that goes on as ever.
         daemon.kill();
         drop(daemon);

@@ -96,6 +96,9 @@ fn take_up(descriptor: &VmDescriptor, left: Left) -> Result<(UserFault, Left), S
     Ok((userfault, left))
 }
 
+/// Seconds that discovery's look at a VM may have begun before its tracker does.
+const LOOK: u32 = 2;
+
 impl Tracker {
     /// Begins with a map in which nothing is known.
     pub(super) fn begin_anew(&mut self) {
@@ -139,7 +142,16 @@ impl Tracker {
             }
             self.regions.push(watched);
         }
-        let in_doubt = self.in_doubt(left.direct_io);
+        let proven = self.proven(left.direct_io);
+        if proven {
+            // The next daemon may come before this one has looked again.
+            let looked = Some(monotonic_seconds().saturating_sub(LOOK));
+            left.store.set_direct_io(DirectIo { none_look: looked, ..left.direct_io });
+        }
+        let looked = left.direct_io.none_look;
+        // The clock is read in whole seconds, and some milliseconds late.
+        let in_doubt =
+            |published| !proven && published > 0 && looked.is_none_or(|looked| published + 1 >= looked);
         let mut map = PageMap::resume(left, Arc::clone(&layout), in_doubt);
         protocol::stale(&mut map, &written);
         let kept = self.regions.get(..same).and_then(<[_]>::last).map_or(0, |last| last.range().end);
@@ -168,13 +180,12 @@ impl Tracker {
         self.seal();
     }
 
-    /// Whether direct I/O may have arrived unseen in what was last published as settled at a time.
-    fn in_doubt(&self, direct_io: DirectIo) -> impl Fn(u32) -> bool + use<> {
-        let looked = direct_io.none_look;
-        let soon = looked.is_some_and(|looked| monotonic_seconds().saturating_sub(looked) <= SOON);
-        let proven = self.options.settle.is_zero() || soon && self.descriptor.direct_io.is_none();
-        // The clock is read in whole seconds, and some milliseconds late.
-        move |published| !proven && published > 0 && looked.is_none_or(|looked| published + 1 >= looked)
+    /// Whether no direct I/O can have arrived unseen in what the earlier daemon published as settled: its last look and the first one of this daemon found none, and
+    /// they are as good as one after the other.
+    fn proven(&self, direct_io: DirectIo) -> bool {
+        let soon =
+            direct_io.none_look.is_some_and(|looked| monotonic_seconds().saturating_sub(looked) <= SOON);
+        self.options.settle.is_zero() || soon && self.descriptor.direct_io.is_none()
     }
 
     /// Those of `pages`, which lie in one region, that can be confirmed instead of being read.
