@@ -41,7 +41,7 @@ impl MapFolder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => return Some(Err(format!("it cannot be opened: {error}"))),
         };
-        Some(self.check().and_then(|()| {
+        Some(self.check().map_err(|error| error.to_string()).and_then(|()| {
             let metadata = file.metadata().map_err(|error| error.to_string())?;
             if !metadata.is_file()
                 || metadata.uid() != user()
@@ -62,11 +62,22 @@ impl MapFolder {
     /// # Errors
     /// If there is no room, or the folder is not ours.
     pub(crate) fn create(&self, process: ProcessId) -> io::Result<Arc<Store>> {
+        // The folder goes with the last file in it, perhaps between making it and making another file.
+        let mut attempts = 0..8;
+        loop {
+            match self.try_create(process) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts.next().is_some() => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn try_create(&self, process: ProcessId) -> io::Result<Arc<Store>> {
         match fs::DirBuilder::new().mode(0o700).create(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        self.check().map_err(io::Error::other)?;
+        self.check()?;
         let path = self.file(process);
         // Whole before anybody can find it; what a daemon that was killed left of one is in the way.
         let aside = self.path.join(format!(".{process}"));
@@ -113,12 +124,13 @@ impl MapFolder {
     }
 
     /// Whether nobody else can put files there.
-    fn check(&self) -> Result<(), String> {
-        let metadata = fs::symlink_metadata(&self.path).map_err(|error| error.to_string())?;
+    fn check(&self) -> io::Result<()> {
+        let metadata = fs::symlink_metadata(&self.path)?;
         if metadata.is_dir() && metadata.uid() == user() && metadata.mode() & 0o022 == 0 {
             Ok(())
         } else {
-            Err(format!("{} is not a folder that only this user can write", self.path.display()))
+            let path = self.path.display();
+            Err(io::Error::other(format!("{path} is not a folder that only this user can write")))
         }
     }
 }

@@ -242,6 +242,37 @@ fn the_next_one_finds_what_this_one_knew_and_so_does_the_one_after_it() {
 }
 
 #[test]
+fn what_direct_io_may_have_changed_is_unsettled_for_the_next_one() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let folder = MapFolder::new(folder.path().join("maps"));
+    let mut map = sealed(&folder, PAGES);
+    let print = |n| Some(Content::Fingerprint(Fingerprint::new([n; 32])));
+    // The first chunk is published as settled, the second one unsettled and settled later, the third one not at all.
+    map.publish(
+        map.next_generation(),
+        true,
+        3,
+        &[print(1), Some(Content::Absent), Some(Content::Zero)],
+        &mut Vec::new(),
+    );
+    map.publish(map.next_generation(), false, 600, &[print(2), print(3)], &mut Vec::new());
+    map.set_settled(&[600..601], true);
+    let asked = RefCell::new(Vec::new());
+    drop(map);
+    let mut map = PageMap::resume(folder.find(vmm()).unwrap().unwrap(), layout(PAGES), |published| {
+        asked.borrow_mut().push(published);
+        published > 0
+    });
+    let now = crate::map::monotonic_seconds();
+    assert!((now - 60..=now).contains(&asked.borrow()[0]), "{asked:?} at {now}");
+    assert_eq!(asked.borrow()[1..], [0, 0]);
+    assert!(map.unsettled(0..PAGES).is_empty(), "they are stale, all of them");
+    map.confirm(&[0..PAGES]);
+    assert_eq!(map.unsettled(0..PAGES).iter().collect::<Vec<_>>(), [3, 5, 601]);
+    assert_eq!((map.page(600).state, map.page(4).state), (PageState::Current, PageState::Absent));
+}
+
+#[test]
 fn what_is_damaged_foreign_or_half_done_is_not_believed() {
     use std::os::unix::fs::{FileExt, PermissionsExt};
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
