@@ -153,9 +153,7 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
     tokio::join!(migrations.finish(FINISH), server.finish(FINISH));
     let letting_go = tokio::task::spawn_blocking(move || host.stop());
     if tokio::time::timeout(LET_GO, letting_go).await.is_err() {
-        tracing::warn!(
-            "some VMs could not be let go in time: their memory stays write-protected until the next start"
-        );
+        tracing::warn!("some VMs could not be let go in time; the next memdexd goes on with them");
     }
     // Whatever was not let go in time: the process must not end while it has a thread of a VMM stopped.
     std::mem::forget(indexer::watch::inject::hold_off());

@@ -313,7 +313,8 @@ fn a_map_that_cannot_be_used_is_made_anew() {
     let file = map_file(&daemon, &vm);
     let before = fs::read(&file).map(|bytes| bytes.len()).expect("the map is where it belongs");
     assert!(before > 1 << 16);
-    let spoil: [(&str, fn(&File)); 4] = [
+    type Spoil = fn(&File);
+    let spoil: [(&str, Spoil); 4] = [
         ("format 77", |file| file.write_all_at(&77_u64.to_le_bytes(), 8).expect("it is ours")),
         ("no map", |file| file.write_all_at(&[0x5a; 5000], 0).expect("it is ours")),
         ("cut off", |file| file.set_len(3).expect("it is ours")),

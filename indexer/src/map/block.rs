@@ -118,8 +118,13 @@ impl Block {
             }
             self.set_generation(index, generation);
             if let Some(after) = after {
+                // In two steps, so that a test sees what is half written.
+                let (first, last) = self.fingerprints[index].split_at_mut(Fingerprint::LEN / 2);
+                let (new_first, new_last) = after.as_bytes().split_at(Fingerprint::LEN / 2);
                 step();
-                self.fingerprints[index] = *after.as_bytes();
+                first.copy_from_slice(new_first);
+                step();
+                last.copy_from_slice(new_last);
             }
             if before != after {
                 changes.push(Change { page, before, after });

@@ -2,7 +2,7 @@
 //!
 //! Owns the descriptor and the `UFFDIO_*` ioctls (ioctl_userfaultfd(2)). In WP_ASYNC mode the kernel resolves a write
 //! fault on an armed page by itself and only notes that it happened, so nobody ever waits for the daemon, and a daemon
-//! that dies leaves nothing but pages whose first write costs a fault. Reading the notes is [`super::pagemap`]'s.
+//! that dies leaves nothing but pages whose first write costs a fault. The descriptor stays in the VMM, and with it the protection and the notes, for the next daemon. Reading the notes is [`super::pagemap`]'s.
 //!
 //! # Minimum kernel version
 //! 6.7
