@@ -7,7 +7,8 @@ use memdex_wire::{Fingerprint, page::PageState};
 use super::{
     Change,
     block::{
-        ABSENT, Block, INHERITED, KIND, KNOWN, STALE, UNKNOWN, UNSETTLED, ZERO, held, inherit, shown, stale,
+        ABSENT, Block, CHUNK_PAGES, INHERITED, KIND, KNOWN, STALE, UNKNOWN, UNSETTLED, ZERO, held, inherit,
+        shown, stale,
     },
     counts::Counts,
     store::{Alike, LeftChunk, Slot, Store},
@@ -228,7 +229,6 @@ impl Chunk {
         cell: Cell<'_>,
         start: usize,
         contents: &[Option<Content>],
-        first_page: u32,
         how: Publication,
         counts: &mut Counts,
         changes: &mut Vec<Change>,
@@ -251,6 +251,7 @@ impl Chunk {
         if how.settled {
             cell.settled();
         }
+        let first_page = (cell.chunk * CHUNK_PAGES + start) as u32;
         let block = self.block(cell);
         for (i, content) in contents.iter().enumerate() {
             let Some(content) = *content else { continue };

@@ -247,7 +247,7 @@ impl PageMap {
         let end = first + contents.len() as u32;
         self.each_chunk(first..end, |chunk, cell, pages, page| {
             let contents = &contents[(page - first) as usize..][..pages.len()];
-            touched |= chunk.publish(cell, pages.start, contents, page, how, &mut counts, changes);
+            touched |= chunk.publish(cell, pages.start, contents, how, &mut counts, changes);
         });
         if touched {
             self.counts = counts;

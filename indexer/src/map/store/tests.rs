@@ -30,6 +30,10 @@ fn regions(pages: u32) -> Vec<Region> {
     vec![region(0, pages / 3), region(1 << 40, pages - pages / 3)]
 }
 
+fn one(run: crate::units::PageRange) -> [crate::units::PageRange; 1] {
+    [run]
+}
+
 fn layout(pages: u32) -> Arc<Layout> {
     Arc::new(Layout::of(&regions(pages)))
 }
@@ -102,7 +106,7 @@ fn steps() -> impl Strategy<Value = Step> {
 
 fn apply(map: &mut PageMap, step: &Step) {
     match step {
-        Step::Stale(start, len) => drop(map.mark_stale(&[*start..(start + len).min(PAGES)])),
+        Step::Stale(start, len) => drop(map.mark_stale(&one(*start..(start + len).min(PAGES)))),
         Step::Publish(first, settled, contents) => {
             let len = contents.len().min((PAGES - first) as usize);
             map.publish(map.next_generation(), *settled, *first, &contents[..len], &mut Vec::new());
@@ -111,7 +115,9 @@ fn apply(map: &mut PageMap, step: &Step) {
             let contents = vec![Some(*content); 600];
             map.publish(map.next_generation(), true, 0, &contents, &mut Vec::new());
         }
-        Step::Settle(start, len, settled) => map.set_settled(&[*start..(start + len).min(PAGES)], *settled),
+        Step::Settle(start, len, settled) => {
+            map.set_settled(&one(*start..(start + len).min(PAGES)), *settled);
+        }
         Step::Compact => map.compact(),
         Step::Snapshot | Step::Forget => {}
     }
@@ -214,7 +220,7 @@ fn the_next_one_finds_what_this_one_knew_and_so_does_the_one_after_it() {
     map.publish(map.next_generation(), true, 0, &vec![Some(Content::Zero); 1000], &mut Vec::new());
     map.publish(map.next_generation(), true, 3, &[Some(print(1)), Some(Content::Absent)], &mut Vec::new());
     map.publish(map.next_generation(), false, 700, &[Some(print(2))], &mut Vec::new());
-    map.mark_stale(&[20..30]);
+    map.mark_stale(&one(20..30));
     let (since, generation) = (map.snapshot(), map.generation());
     drop((map, since));
     for round in 1..4 {
@@ -228,7 +234,7 @@ fn the_next_one_finds_what_this_one_knew_and_so_does_the_one_after_it() {
             map.counts().stale,
             "the numbers are what they were"
         );
-        map.confirm(&[40 + round as u32..41 + round as u32]);
+        map.confirm(&one(40 + round as u32..41 + round as u32));
         // The next one has to look at it all the same.
         if round == 1 {
             map.confirm(&[3..5, 700..701]);
@@ -236,7 +242,7 @@ fn the_next_one_finds_what_this_one_knew_and_so_does_the_one_after_it() {
             assert_eq!((map.page(700).state, map.page(700).held), (PageState::Stale, PageState::Current));
             assert_eq!(map.unsettled(0..PAGES).iter().collect::<Vec<_>>(), [700]);
         }
-        map.mark_stale(&[40 + round as u32..41 + round as u32]);
+        map.mark_stale(&one(40 + round as u32..41 + round as u32));
         drop(map);
     }
 }
@@ -256,7 +262,7 @@ fn what_direct_io_may_have_changed_is_unsettled_for_the_next_one() {
         &mut Vec::new(),
     );
     map.publish(map.next_generation(), false, 600, &[print(2), print(3)], &mut Vec::new());
-    map.set_settled(&[600..601], true);
+    map.set_settled(&one(600..601), true);
     let asked = RefCell::new(Vec::new());
     drop(map);
     let mut map = PageMap::resume(folder.find(vmm()).unwrap().unwrap(), layout(PAGES), |published| {
@@ -267,7 +273,7 @@ fn what_direct_io_may_have_changed_is_unsettled_for_the_next_one() {
     assert!((now - 60..=now).contains(&asked.borrow()[0]), "{asked:?} at {now}");
     assert_eq!(asked.borrow()[1..], [0, 0]);
     assert!(map.unsettled(0..PAGES).is_empty(), "they are stale, all of them");
-    map.confirm(&[0..PAGES]);
+    map.confirm(&one(0..PAGES));
     assert_eq!(map.unsettled(0..PAGES).iter().collect::<Vec<_>>(), [3, 5, 601]);
     assert_eq!((map.page(600).state, map.page(4).state), (PageState::Current, PageState::Absent));
 }
@@ -310,10 +316,10 @@ fn what_is_damaged_foreign_or_half_done_is_not_believed() {
     spoil("without slots", "table is damaged", &|file| file.set_len(SLOTS as u64).unwrap());
     spoil("endless", "larger than it can be", &|file| file.set_len(1 << 40).unwrap());
     spoil("open to others", "alone", &|file| {
-        file.set_permissions(std::fs::Permissions::from_mode(0o644)).unwrap()
+        file.set_permissions(std::fs::Permissions::from_mode(0o644)).unwrap();
     });
     spoil("another user's", "alone", &|file| {
-        rustix::fs::fchown(file, Some(rustix::fs::Uid::from_raw(1)), None).unwrap()
+        rustix::fs::fchown(file, Some(rustix::fs::Uid::from_raw(1)), None).unwrap();
     });
     spoil("linked", "alone", &|_| drop(std::fs::hard_link(&file, path.join("link"))));
     std::fs::remove_file(path.join("link")).unwrap();
