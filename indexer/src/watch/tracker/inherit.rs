@@ -206,12 +206,15 @@ impl Tracker {
                 return Ok(pages.clone());
             }
         };
-        let (failed, unsettled) = protocol::confirm(&mut self.vm.map_mut(), &mut self.queue, pages, &seen);
+        let mut map = self.vm.map_mut();
+        let (failed, unsettled) = protocol::confirm(&mut map, &mut self.queue, pages, &seen);
         let confirmed = pages - &failed;
+        // Whoever sees these pages known sees the figure too.
+        self.vm.counters.pages_picked_up.add(confirmed.len());
+        drop(map);
         for run in runs(&unsettled) {
             self.unsettled.inherited(run);
         }
-        self.vm.counters.pages_picked_up.add(confirmed.len());
         self.looks.have_read(&confirmed);
         self.unseen -= &confirmed;
         self.note_progress();
