@@ -38,7 +38,8 @@ fn hashed(daemon: &Daemon, vm: &Vm) -> u64 {
 
 /// Waits until nothing is stale, but for what is unsettled because the daemon came late. The guest has to be paused.
 fn settled(daemon: &Daemon, guest: &Tiny) -> Vm {
-    wait::until("all pages to be known", Duration::from_secs(10), || {
+    // What a machine is too busy for within five seconds (a thread of the VMM makes a call) is tried again after fifteen.
+    wait::until("all pages to be known", Duration::from_secs(40), || {
         let vm = daemon.vm_of(guest.pid())?;
         let known = vm.pages.stale == vm.pages.unsettled && vm.tracking == "exact";
         known.then_some(vm)
