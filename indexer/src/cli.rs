@@ -71,6 +71,14 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
 
+    /// Do not run: take out of the VMMs what an earlier memdexd left there for the next one, and end
+    ///
+    /// When memdexd ends, in whatever way, it leaves the VMMs' memory write-protected and its maps in the folder beside the Unix socket, so that the next one
+    /// need not read all memory again. This undoes it, for all VMs or those named with --include and --exclude: the userfaultfd in each VMM is closed (a
+    /// thread of it is stopped for some hundred microseconds), and the map is removed. Fails if a memdexd still watches one of them.
+    #[arg(long)]
+    pub(crate) detach: bool,
+
     /// Log every event of the eBPF hooks: for developers, slow
     #[arg(long, hide_short_help = true)]
     pub(crate) hook_debug: bool,
@@ -96,6 +104,9 @@ Examples:
   memdexd --include 'web-*' --exclude web-test --hash-threads 2
       Only some VMs, within a budget.
 
+  systemctl disable --now memdexd && memdexd --config /etc/memdex/memdexd.toml --detach
+      Leave the host as it was before memdex came.
+
   ssh -L 8080:/run/memdex/memdexd.sock root@host
       Look at a host's dashboard and /docs: open http://localhost:8080/
 
@@ -103,7 +114,7 @@ Keys of the configuration: listen, include, exclude (lists), hash_threads, tick_
 [tls] certificate, key, ca, [migration] at_once, max_bandwidth, keep_mib.
 
 Needs root, or the abilities SYS_PTRACE, SYS_ADMIN, BPF and PERFMON; what is missing is said at the start, and VMs
-then show `advisory` tracking. SIGTERM and SIGINT stop it within five seconds.";
+then show `advisory` tracking. SIGTERM and SIGINT stop it within five seconds; the next one goes on where it stopped.";
 
 impl Cli {
     pub(crate) fn overrides(self) -> Overrides {

@@ -13,12 +13,13 @@ use clap::Parser;
 use indexer::{
     api::{self, ApiState},
     config::Config,
-    host::{Host, HostOptions},
+    host::{self, Detached, Host, HostOptions},
     listen::{AccessToken, Listener, Server, token_file},
+    map::MapFolder,
     migrate::{MigrationOptions, Migrations, guard},
     peer::Peers,
     vm::filter::NameFilter,
-    watch::{ebpf::HookOptions, tracker::TrackerOptions},
+    watch::{ebpf::HookOptions, tracker::TrackerOptions, userfault::AttachError},
 };
 use migrate_client::Token;
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         return guard::main();
     }
     let cli = cli::Cli::parse();
-    let hook_debug = cli.hook_debug;
+    let (hook_debug, only_detach) = (cli.hook_debug, cli.detach);
     let config = match Config::load(cli.config.clone().as_deref(), cli.overrides()) {
         Ok(config) => config,
         // The log is not set up yet: its filter is in the configuration.
@@ -49,6 +50,9 @@ fn main() -> ExitCode {
         return refuse(&*error, 2);
     }
     raise_file_limit();
+    if only_detach {
+        return detach(&config);
+    }
     let runtime =
         match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("memdex-http").build() {
             Ok(runtime) => runtime,
@@ -64,6 +68,33 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Takes out of the VMMs what an earlier daemon left there.
+fn detach(config: &Config) -> ExitCode {
+    let filter = match NameFilter::new(&config.include, &config.exclude) {
+        Ok(filter) => filter,
+        Err(error) => return refuse(&error, 2),
+    };
+    let mut code = ExitCode::SUCCESS;
+    for Detached { id, name, outcome } in host::detach(&filter, &MapFolder::new(config.maps())) {
+        match outcome {
+            Ok(0) => println!("{id} {name}: there was nothing"),
+            Ok(_) => println!("{id} {name}: detached"),
+            Err(AttachError::Claimed) => {
+                eprintln!(
+                    "memdexd: {id} {name}: a memdexd watches this VM; stop that first, or leave the VM out (--exclude)"
+                );
+                code = ExitCode::FAILURE;
+            }
+            Err(AttachError::Gone) => {}
+            Err(error) => {
+                eprintln!("memdexd: {id} {name}: {error}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
 }
 
 fn refuse(error: &dyn std::error::Error, code: u8) -> ExitCode {
@@ -122,9 +153,7 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
     tokio::join!(migrations.finish(FINISH), server.finish(FINISH));
     let letting_go = tokio::task::spawn_blocking(move || host.stop());
     if tokio::time::timeout(LET_GO, letting_go).await.is_err() {
-        tracing::warn!(
-            "some VMs could not be let go in time: their memory stays write-protected until the next start"
-        );
+        tracing::warn!("some VMs could not be let go in time; the next memdexd goes on with them");
     }
     // Whatever was not let go in time: the process must not end while it has a thread of a VMM stopped.
     std::mem::forget(indexer::watch::inject::hold_off());
@@ -146,6 +175,7 @@ fn options(config: &Config, hook_debug: bool) -> Result<HostOptions, Failure> {
         },
         hooks: HookOptions { debug: hook_debug },
         keep_bytes: config.migration.keep_bytes,
+        maps: Some(MapFolder::new(config.maps())),
         ..HostOptions::default()
     })
 }

@@ -88,6 +88,8 @@ figures! {
 
     /// Pages read and hashed (or found zero).
     Counter pages_read = "pages_read_total";
+    /// Pages known from an earlier daemon that were found to be still the same, so that they were not hashed again.
+    Counter pages_picked_up = "pages_picked_up_total";
     /// Runs of pages write-protected.
     Counter arm_calls = "arm_calls_total";
     /// Pages write-protected.

@@ -41,6 +41,9 @@ pub struct Vm {
     /// Added to the contract after version 0.1.
     #[serde(default)]
     pub direct_io: Option<String>,
+    /// Added to the contract after version 0.1.
+    #[serde(default)]
+    pub picked_up: u64,
 }
 
 /// How a region is watched.

@@ -164,9 +164,9 @@ fn plugged_memory_is_indexed_and_unplugged_memory_is_forgotten() {
     oracle::compare(&daemon, &vm).expect_exact("after the slot has gone");
 }
 
-/// The guest must not care whether a daemon comes, goes or crashes, and the next one starts from nothing.
+/// The guest must not care whether a daemon comes, goes or crashes, and the next one goes on.
 #[test]
-fn the_guest_outlives_the_daemon_and_the_next_daemon_indexes_again() {
+fn the_guest_outlives_the_daemon_and_the_next_daemon_goes_on() {
     let scratch = Scratch::new("again");
     let mut guest = Tiny::start(&scratch, &scratch.name("t"));
     guest.write(1, 2000, 1);

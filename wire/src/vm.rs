@@ -72,6 +72,9 @@ pub struct VmInfo {
     /// What it may pay in the long run, in the same unit (`--guest-budget`). Where it is used up pages stay `stale` for longer.
     #[serde(default)]
     pub guest_budget_ppm: u64,
+    /// Pages known from an earlier daemon that were found to be still the same, so that they were not read anew, since tracking began.
+    #[serde(default)]
+    pub picked_up: u64,
 }
 
 /// How far the first pass over a VM's memory has come.

@@ -214,12 +214,22 @@ impl Config {
     /// Folder of the journal of migrations: beside the Unix socket, one for each daemon.
     #[must_use]
     pub fn journal(&self) -> PathBuf {
+        self.beside_socket("migrations")
+    }
+
+    /// Folder of the maps, which the next daemon goes on with: beside the Unix socket, one for each daemon.
+    #[must_use]
+    pub fn maps(&self) -> PathBuf {
+        self.beside_socket("maps")
+    }
+
+    fn beside_socket(&self, what: &str) -> PathBuf {
         let socket = self.listen.iter().find_map(HostUrl::socket_path);
         socket.map_or_else(
-            || PathBuf::from("/run/memdex/migrations"),
+            || PathBuf::from("/run/memdex").join(what),
             |socket| {
                 let mut name = socket.as_os_str().to_owned();
-                name.push(".migrations");
+                name.push(format!(".{what}"));
                 PathBuf::from(name)
             },
         )

@@ -4,6 +4,7 @@
 //! through [`Host`] and [`Vm`]. Never reads guest memory itself, save to hand out a content that was asked for.
 
 mod content;
+mod detach;
 mod haste;
 mod kept;
 mod registry;
@@ -25,7 +26,7 @@ use tokio::sync::broadcast;
 
 use crate::{
     fingerprint::{Page, pool::HashPool},
-    map::{ContentIndex, IndexStatistics},
+    map::{ContentIndex, IndexStatistics, MapFolder},
     vm::{Discovery, KvmVm, descriptor::Memslot, filter::NameFilter},
     watch::{
         cost::Prices,
@@ -34,6 +35,7 @@ use crate::{
     },
 };
 pub(crate) use content::ContentSource;
+pub use detach::{Detached, detach};
 pub use kept::KeptFigures;
 use registry::Registry;
 pub(crate) use vm::{Freshness, GuestShare, Status};
@@ -57,6 +59,8 @@ pub struct HostOptions {
     pub sweep: Duration,
     /// Most bytes of content kept of VMs that moved away.
     pub keep_bytes: u64,
+    /// Where maps are kept so that the next daemon can go on with them; `None`: they end with this one.
+    pub maps: Option<MapFolder>,
 }
 
 impl Default for HostOptions {
@@ -68,6 +72,7 @@ impl Default for HostOptions {
             hooks: HookOptions::default(),
             sweep: Duration::from_millis(500),
             keep_bytes: 0,
+            maps: None,
         }
     }
 }
@@ -118,6 +123,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Whether the daemon is about to end: what it leaves is for the next one.
+    pub(crate) fn ending(&self) -> bool {
+        self.stopping.load(Relaxed)
+    }
+
     /// Tells everybody who listens. Nobody listening is fine.
     pub(crate) fn announce(&self, event: Event) {
         let _ = self.events.send(event);
@@ -216,7 +226,7 @@ impl Host {
         Ok(Self { shared, sweeper: Arc::new(Mutex::new(Some(sweeper))) })
     }
 
-    /// Ends all tracking and leaves the VMMs unprotected, as they were found.
+    /// Ends all tracking. What is known, and the protection in the VMMs, is left to the next daemon if maps are kept; else the VMMs are left unprotected.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Relaxed);
         let sweeper = self.sweeper.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -305,6 +315,7 @@ impl Host {
 fn sweep(shared: &Arc<Shared>) {
     let mut discovery = Discovery::new(shared.options.filter.clone());
     let mut slots = Slots::default();
+    let mut gone = None;
     while !shared.stopping.load(Relaxed) {
         let found = discovery.sweep(slots.read(&shared.hooks).as_deref());
         shared.registry.update(shared, &found);
@@ -314,6 +325,11 @@ fn sweep(shared: &Arc<Shared>) {
             }
         }
         shared.registry.give_up(shared, shared.options.keep_bytes);
+        let gone_now = Some(shared.registry.gone());
+        if let Some(maps) = shared.options.maps.as_ref().filter(|_| gone != gone_now) {
+            maps.sweep();
+            gone = gone_now;
+        }
         shared.swept.store(true, Relaxed);
         std::thread::park_timeout(shared.options.sweep);
     }

@@ -164,7 +164,7 @@ impl Vm {
             process: descriptor.process,
             map_id,
             status: RwLock::new(Status::beginning(&layout)),
-            map: RwLock::new(PageMap::new(layout)),
+            map: RwLock::new(PageMap::unread(layout)),
             memory: RwLock::default(),
             progress: Mutex::new(IndexProgress { total: descriptor.pages(), ..IndexProgress::default() }),
             direct_io: Mutex::new(Looks {
@@ -274,6 +274,7 @@ impl Vm {
             audit_checked: self.audit.checked.get(),
             guest_cost_ppm: guest_share.paid_ppm,
             guest_budget_ppm: guest_share.budget_ppm,
+            picked_up: self.counters.pages_picked_up.get(),
         }
     }
 

@@ -4,11 +4,16 @@ use std::{ops::Range, sync::Arc};
 
 use memdex_wire::{Fingerprint, page::PageState};
 
-use super::{Change, counts::Counts};
+use super::{
+    Change,
+    block::{
+        ABSENT, Block, CHUNK_PAGES, INHERITED, KIND, KNOWN, STALE, UNKNOWN, UNSETTLED, ZERO, held, inherit,
+        shown, stale,
+    },
+    counts::Counts,
+    store::{Alike, LeftChunk, Slot, Store},
+};
 use crate::units::Generation;
-
-/// Pages in a chunk: as many as a huge page has.
-pub(super) const CHUNK_PAGES: usize = 512;
 
 /// What a page held when it was last read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,45 +40,57 @@ pub struct PageView {
     pub generation: Generation,
 }
 
-/// Kind of content, in the low two bits of a page's byte.
-const UNKNOWN: u8 = 0;
-const ABSENT: u8 = 1;
-const ZERO: u8 = 2;
-const KNOWN: u8 = 3;
-const KIND: u8 = 3;
-/// Set while the page may have been written since its content was read.
-const STALE: u8 = 4;
-/// Set while direct I/O from before the page was armed may still arrive in it. Never together with `STALE`, nor in an absent page: a request
-/// that is under way has its page.
-const UNSETTLED: u8 = 8;
-
 #[derive(Debug, Clone)]
 pub(super) enum Chunk {
     /// Every page is alike, and none has a fingerprint.
     Alike { page: u8, len: u16, generation: Generation },
     /// Pages differ.
-    Each(Arc<Block>),
+    Each(Arc<Slot>),
 }
 
-#[derive(Debug, Clone)]
-pub(super) struct Block {
-    len: u16,
-    pages: [u8; CHUNK_PAGES],
-    /// Generations as distances from `base`, so that they take half the room.
-    base: Generation,
-    distance: [u32; CHUNK_PAGES],
-    fingerprints: [Fingerprint; CHUNK_PAGES],
+/// Where a chunk of a map stands: what it has to write down elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cell<'a> {
+    store: Option<&'a Arc<Store>>,
+    /// The map is the one that the store is of, no snapshot.
+    owned: bool,
+    chunk: usize,
+}
+
+impl<'a> Cell<'a> {
+    pub(super) fn new(store: Option<&'a Arc<Store>>, owned: bool, chunk: usize) -> Self {
+        Self { store, owned, chunk }
+    }
+
+    fn alike(self, page: u8, len: u16, generation: Generation) {
+        if let Some(store) = self.store.filter(|_| self.owned) {
+            store.set_alike(self.chunk, Alike { page, len, generation: generation.0 });
+        }
+    }
+
+    fn each(self, slot: &Slot) {
+        if let Some(store) = self.store.filter(|_| self.owned) {
+            store.set_slot(self.chunk, slot);
+        }
+    }
+
+    fn settled(self) {
+        if let Some(store) = self.store.filter(|_| self.owned) {
+            store.set_time(self.chunk, monotonic_seconds());
+        }
+    }
+}
+
+/// Seconds of the clock that every daemon of this boot has.
+pub(crate) fn monotonic_seconds() -> u32 {
+    rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse).tv_sec as u32
 }
 
 impl Chunk {
-    pub(super) fn unknown(len: usize, generation: Generation) -> Self {
-        Self::Alike { page: UNKNOWN | STALE, len: len as u16, generation }
-    }
-
     pub(super) fn len(&self) -> usize {
         usize::from(match self {
             Self::Alike { len, .. } => *len,
-            Self::Each(block) => block.len,
+            Self::Each(block) => block.len() as u16,
         })
     }
 
@@ -81,8 +98,8 @@ impl Chunk {
         let (page, fingerprint, generation) = match self {
             Self::Alike { page, generation, .. } => (*page, None, *generation),
             Self::Each(block) => {
-                let page = block.pages[index];
-                let known = (page & KIND == KNOWN).then(|| block.fingerprints[index]);
+                let page = block.byte(index);
+                let known = (page & KIND == KNOWN).then(|| block.fingerprint(index));
                 (page, known, block.generation(index))
             }
         };
@@ -93,7 +110,7 @@ impl Chunk {
     fn byte(&self, index: usize) -> u8 {
         match self {
             Self::Alike { page, .. } => *page,
-            Self::Each(block) => block.pages[index],
+            Self::Each(block) => block.byte(index),
         }
     }
 
@@ -115,15 +132,32 @@ impl Chunk {
         self.byte(index) & UNSETTLED != 0
     }
 
-    /// Counts into `newly` the pages that were not stale, by what they were.
-    pub(super) fn mark_stale(&mut self, pages: Range<usize>, newly: &mut Counts) {
-        if let Self::Alike { page, len, .. } = self {
+    /// Whether an earlier daemon knew the page, and this one has not looked yet.
+    pub(super) fn inherited(&self, index: usize) -> bool {
+        self.byte(index) & INHERITED != 0
+    }
+
+    /// The state in which it was left; stale if it was not inherited.
+    pub(super) fn inherited_state(&self, index: usize) -> PageState {
+        match self.byte(index) {
+            byte if byte & INHERITED != 0 => held(byte & !INHERITED),
+            _ => PageState::Stale,
+        }
+    }
+
+    /// Counts into `newly` the pages that were not stale or only inherited, by what they were.
+    pub(super) fn mark_stale(&mut self, cell: Cell<'_>, pages: Range<usize>, newly: &mut Counts) {
+        let mut turn = |page: u8, count: u64| {
+            newly.add(page, count);
+            stale(page)
+        };
+        if let Self::Alike { page, len, generation } = self {
             if *page & STALE != 0 {
                 return;
             }
             if pages.len() == usize::from(*len) {
-                newly.add(*page, u64::from(*len));
-                *page = *page & !UNSETTLED | STALE;
+                *page = turn(*page, u64::from(*len));
+                cell.alike(*page, *len, *generation);
                 return;
             }
         }
@@ -131,37 +165,60 @@ impl Chunk {
         if pages.clone().all(|index| self.byte(index) & STALE != 0) {
             return;
         }
-        let block = self.block();
-        for page in &mut block.pages[pages] {
-            if *page & STALE == 0 {
-                newly.add(*page, 1);
-                *page = *page & !UNSETTLED | STALE;
+        let block = self.block(cell);
+        for index in pages {
+            let page = block.byte(index);
+            if page & STALE == 0 {
+                block.set_byte(index, turn(page, 1));
             }
         }
     }
 
     /// Makes pages that are not stale settled, or unsettled. Returns whether anything is different from before.
-    pub(super) fn settle(&mut self, pages: Range<usize>, settled: bool, counts: &mut Counts) -> bool {
-        let turned = |byte: u8| match byte & (KIND | STALE) {
+    pub(super) fn settle(
+        &mut self,
+        cell: Cell<'_>,
+        pages: Range<usize>,
+        settled: bool,
+        counts: &mut Counts,
+    ) -> bool {
+        self.turn(cell, pages, counts, |byte| match byte & (KIND | STALE | INHERITED) {
             ZERO | KNOWN if settled => byte & !UNSETTLED,
             ZERO | KNOWN => byte | UNSETTLED,
             _ => byte,
-        };
-        if let Self::Alike { page, len, .. } = self
+        })
+    }
+
+    /// What an earlier daemon knew of these pages holds. Returns whether anything is different from before.
+    pub(super) fn confirm(&mut self, cell: Cell<'_>, pages: Range<usize>, counts: &mut Counts) -> bool {
+        self.turn(cell, pages, counts, |byte| byte & !INHERITED)
+    }
+
+    /// Changes the bytes of pages.
+    fn turn(
+        &mut self,
+        cell: Cell<'_>,
+        pages: Range<usize>,
+        counts: &mut Counts,
+        turned: impl Fn(u8) -> u8,
+    ) -> bool {
+        if let Self::Alike { page, len, generation } = self
             && pages.len() == usize::from(*len)
         {
             let (before, after) = (*page, turned(*page));
             *page = after;
+            cell.alike(after, *len, *generation);
             counts.turn(before, after, u64::from(*len));
             return before != after;
         }
         if pages.clone().all(|index| turned(self.byte(index)) == self.byte(index)) {
             return false;
         }
-        for page in &mut self.block().pages[pages] {
-            let before = *page;
-            *page = turned(before);
-            counts.turn(before, *page, 1);
+        let block = self.block(cell);
+        for index in pages {
+            let before = block.byte(index);
+            block.set_byte(index, turned(before));
+            counts.turn(before, turned(before), 1);
         }
         true
     }
@@ -169,14 +226,14 @@ impl Chunk {
     /// Returns whether anything is different from before.
     pub(super) fn publish(
         &mut self,
+        cell: Cell<'_>,
         start: usize,
         contents: &[Option<Content>],
-        first_page: u32,
         how: Publication,
         counts: &mut Counts,
         changes: &mut Vec<Change>,
     ) -> bool {
-        if let Some(touched) = self.publish_alike(contents, how, counts) {
+        if let Some(touched) = self.publish_alike(cell, contents, how, counts) {
             return touched;
         }
         let nothing_new = contents.iter().enumerate().all(|(i, content)| {
@@ -191,10 +248,16 @@ impl Chunk {
         if nothing_new {
             return false;
         }
-        let block = self.block();
+        if how.settled {
+            cell.settled();
+        }
+        let first_page = (cell.chunk * CHUNK_PAGES + start) as u32;
+        let block = self.block(cell);
         for (i, content) in contents.iter().enumerate() {
-            let Some(content) = content else { continue };
-            block.set(start + i, first_page + i as u32, *content, how, counts, changes);
+            let Some(content) = *content else { continue };
+            let now = how.byte(content);
+            let before = block.set(start + i, first_page + i as u32, content, now, how.generation, changes);
+            counts.turn(before, now, 1);
         }
         true
     }
@@ -202,6 +265,7 @@ impl Chunk {
     /// Publishes a whole chunk that was alike and stays alike, without making a block of it.
     fn publish_alike(
         &mut self,
+        cell: Cell<'_>,
         contents: &[Option<Content>],
         how: Publication,
         counts: &mut Counts,
@@ -222,6 +286,10 @@ impl Chunk {
         }
         counts.turn(*page, byte, u64::from(*len));
         *page = byte;
+        if how.settled {
+            cell.settled();
+        }
+        cell.alike(byte, *len, *since);
         Some(true)
     }
 
@@ -229,108 +297,94 @@ impl Chunk {
         match self {
             Self::Alike { page, len, .. } => counts.add(*page, u64::from(*len)),
             Self::Each(block) => {
-                for page in &block.pages[..usize::from(block.len)] {
-                    counts.add(*page, 1);
+                for index in 0..block.len() {
+                    counts.add(block.byte(index), 1);
                 }
             }
         }
     }
 
-    pub(super) fn truncate(&mut self, to: usize) {
+    pub(super) fn truncate(&mut self, cell: Cell<'_>, to: usize) {
         match self {
-            Self::Alike { len, .. } => *len = (*len).min(to as u16),
-            Self::Each(block) => {
-                let block = Arc::make_mut(block);
-                block.len = block.len.min(to as u16);
+            Self::Alike { page, len, generation } => {
+                *len = (*len).min(to as u16);
+                cell.alike(*page, *len, *generation);
             }
+            Self::Each(_) => self.block(cell).truncate(to),
         }
     }
 
     /// Appends `more` unknown pages.
-    pub(super) fn grow(&mut self, more: usize) {
-        if more == 0 {
-            return;
+    pub(super) fn grow(&mut self, cell: Cell<'_>, more: usize) {
+        if more > 0 {
+            self.block(cell).grow(more);
         }
-        let block = self.block();
-        let (from, to) = (usize::from(block.len), usize::from(block.len) + more);
-        block.pages[from..to].fill(UNKNOWN | STALE);
-        block.distance[from..to].fill(0);
-        block.len = to as u16;
     }
 
-    pub(super) fn compact(&mut self) {
+    pub(super) fn compact(&mut self, cell: Cell<'_>) {
         let Self::Each(block) = self else { return };
-        let len = usize::from(block.len);
-        let page = block.pages[0];
-        if page & KIND == KNOWN || block.pages[1..len].iter().any(|other| *other != page) {
+        let len = block.len();
+        let page = block.byte(0);
+        if page & KIND == KNOWN || (1..len).any(|index| block.byte(index) != page) {
             return;
         }
         let Some(newest) = (0..len).map(|index| block.generation(index)).max() else { return };
+        cell.alike(page, len as u16, newest);
         *self = Self::Alike { page, len: len as u16, generation: newest };
     }
 
+    /// A new chunk of unknown pages.
+    pub(super) fn unknown(cell: Cell<'_>, len: usize, generation: Generation) -> Self {
+        cell.alike(UNKNOWN | STALE, len as u16, generation);
+        Self::Alike { page: UNKNOWN | STALE, len: len as u16, generation }
+    }
+
+    /// A chunk that an earlier daemon left. `in_doubt`: direct I/O may have arrived after it was read.
+    pub(super) fn inherit(cell: Cell<'_>, left: LeftChunk, in_doubt: bool) -> Self {
+        match left {
+            LeftChunk::Alike(Alike { page, len, generation }) => {
+                let (page, generation) = (inherit(page, in_doubt), Generation(generation));
+                cell.alike(page, len, generation);
+                Self::Alike { page, len, generation }
+            }
+            LeftChunk::Each(mut slot) => {
+                for index in 0..slot.len() {
+                    let byte = slot.byte(index);
+                    slot.set_byte(index, inherit(byte, in_doubt));
+                }
+                Self::Each(Arc::new(slot))
+            }
+        }
+    }
+
+    /// Fingerprints and pages that hold them, or did when they were last read.
+    pub(super) fn fingerprints(&self) -> impl Iterator<Item = (usize, Fingerprint)> + '_ {
+        let block = match self {
+            Self::Alike { .. } => None,
+            Self::Each(block) => Some(block),
+        };
+        block.into_iter().flat_map(|block| {
+            (0..block.len())
+                .filter(|index| block.byte(*index) & KIND == KNOWN)
+                .map(|index| (index, block.fingerprint(index)))
+        })
+    }
+
     /// This chunk as a block of its own that may be written.
-    fn block(&mut self) -> &mut Block {
+    fn block(&mut self, cell: Cell<'_>) -> &mut Block {
         if let Self::Alike { page, len, generation } = *self {
-            *self = Self::Each(Arc::new(Block {
-                len,
-                pages: [page; CHUNK_PAGES],
-                base: generation,
-                distance: [0; CHUNK_PAGES],
-                fingerprints: [Fingerprint::new([0; 32]); CHUNK_PAGES],
-            }));
+            let block = Block::alike(page, usize::from(len), generation);
+            *self = Self::Each(Arc::new(Slot::new(cell.store, &block)));
         }
         match self {
-            Self::Each(block) => Arc::make_mut(block),
+            Self::Each(slot) => {
+                // A copy if a snapshot holds it. The table has to name the copy before that is changed.
+                let slot = Arc::make_mut(slot);
+                cell.each(slot);
+                slot
+            }
             Self::Alike { .. } => unreachable!("made into a block just above"),
         }
-    }
-}
-
-impl Block {
-    fn generation(&self, index: usize) -> Generation {
-        Generation(self.base.0 + u64::from(self.distance[index]))
-    }
-
-    fn set(
-        &mut self,
-        index: usize,
-        page: u32,
-        content: Content,
-        how: Publication,
-        counts: &mut Counts,
-        changes: &mut Vec<Change>,
-    ) {
-        let byte = self.pages[index];
-        let before = (byte & KIND == KNOWN).then(|| self.fingerprints[index]);
-        let after = match content {
-            Content::Absent | Content::Zero => None,
-            Content::Fingerprint(fingerprint) => Some(fingerprint),
-        };
-        let now = how.byte(content);
-        if byte & KIND != now & KIND || before != after {
-            self.set_generation(index, how.generation);
-            if let Some(after) = after {
-                self.fingerprints[index] = after;
-            }
-            if before != after {
-                changes.push(Change { page, before, after });
-            }
-        }
-        counts.turn(byte, now, 1);
-        self.pages[index] = now;
-    }
-
-    fn set_generation(&mut self, index: usize, generation: Generation) {
-        let distance = generation.0.saturating_sub(self.base.0);
-        if let Ok(distance) = u32::try_from(distance) {
-            self.distance[index] = distance;
-            return;
-        }
-        // Four billion generations on: begin to count anew. Older pages then look as if they had changed at the new
-        // base, which makes a reader of "changed since" look at them once too often, never once too few.
-        self.base = generation;
-        self.distance = [0; CHUNK_PAGES];
     }
 }
 
@@ -351,19 +405,4 @@ impl Publication {
             Content::Fingerprint(_) => KNOWN | unsettled,
         }
     }
-}
-
-/// The state as far as any write can be seen.
-pub(super) fn held(page: u8) -> PageState {
-    match page & (STALE | KIND) {
-        ABSENT => PageState::Absent,
-        ZERO => PageState::Zero,
-        KNOWN => PageState::Current,
-        _ => PageState::Stale,
-    }
-}
-
-/// The state as the API shows it.
-pub(super) fn shown(page: u8) -> PageState {
-    if page & UNSETTLED == 0 { held(page) } else { PageState::Stale }
 }

@@ -2,7 +2,7 @@
 
 use memdex_wire::{page::PageState, vm::PageCounts};
 
-use super::chunk::{held, shown};
+use super::block::{INHERITED, held, shown};
 
 /// See the module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub(super) struct Counts {
     held: PageCounts,
     unsettled_zero: u64,
     unsettled_current: u64,
+    /// Those of the stale ones that an earlier daemon knew, and that nobody has looked at yet.
+    inherited: u64,
 }
 
 impl Counts {
@@ -26,15 +28,17 @@ impl Counts {
         self.each(after, |count| *count += pages);
     }
 
-    /// Counts pages that were counted in `newly` as stale.
+    /// Counts pages that were counted in `newly` as stale. Returns how many were not shown as such before.
     pub(super) fn gone_stale(&mut self, newly: &Self) -> u64 {
-        let pages = newly.held.total;
+        // Inherited pages were stale already.
+        let pages = newly.held.total - newly.held.stale;
         self.held.absent -= newly.held.absent;
         self.held.zero -= newly.held.zero;
         self.held.current -= newly.held.current;
         self.held.stale += pages;
         self.unsettled_zero -= newly.unsettled_zero;
         self.unsettled_current -= newly.unsettled_current;
+        self.inherited -= newly.inherited;
         pages
     }
 
@@ -42,6 +46,11 @@ impl Counts {
     pub(super) fn add_unknown(&mut self, pages: u64) {
         self.held.total += pages;
         self.held.stale += pages;
+    }
+
+    /// Pages that an earlier daemon knew, and that nobody has looked at yet.
+    pub(super) fn inherited(&self) -> u64 {
+        self.inherited
     }
 
     /// By the state as held: unsettled pages count as what they held when they were read.
@@ -69,7 +78,9 @@ impl Counts {
             PageState::Current => &mut self.held.current,
             PageState::Stale => &mut self.held.stale,
         });
-        if shown(page) != state {
+        if page & INHERITED != 0 {
+            change(&mut self.inherited);
+        } else if shown(page) != state {
             change(if state == PageState::Zero {
                 &mut self.unsettled_zero
             } else {

@@ -5,8 +5,8 @@
 //! # How the map is held
 //!
 //! The map is a vector of chunks of 512 pages (2 MiB of guest memory). A chunk in which every page is alike and has no
-//! fingerprint (never populated, all zero, not looked at yet) is two words; any other is a block behind an [`Arc`].
-//! A snapshot clones the vector, that is, some reference counts; a writer that meets a block which a snapshot still
+//! fingerprint (never populated, all zero, not looked at yet) is two words; any other is a block behind an [`Arc`], on the heap or in a
+//! file that outlives the daemon ([`store`]). A snapshot clones the vector, that is, some reference counts; a writer that meets a block which a snapshot still
 //! holds copies that one block first ([`Arc::make_mut`]). So readers see one consistent moment for as long as they
 //! like, writers never wait for them, and memory grows only by the blocks that really changed meanwhile.
 //!
@@ -20,11 +20,14 @@
 //! it was, so all who check what they use (diffs, look-ups by content, the rounds of a migration) go by the state that it *holds*. It is a bit in the byte
 //! that each page has anyway, goes with the first write that is seen, and is taken away by the tracker when the page has been read once more.
 
+mod block;
 mod chunk;
 mod counts;
 mod index;
 mod layout;
+mod resume;
 mod snapshot;
+mod store;
 
 use std::sync::Arc;
 
@@ -33,12 +36,16 @@ use roaring::RoaringBitmap;
 
 use crate::units::{Generation, PageRange};
 
-use chunk::{CHUNK_PAGES, Chunk, Publication};
+use block::CHUNK_PAGES;
+pub(crate) use chunk::monotonic_seconds;
+use chunk::{Cell, Chunk, Publication};
 pub use chunk::{Content, PageView};
 use counts::Counts;
 pub use index::{ContentIndex, IndexStatistics, MapId, Place};
 pub use layout::{Layout, LayoutRegion};
 pub use snapshot::MapSnapshot;
+pub(crate) use store::{DirectIo, Store};
+pub use store::{Left, MapFolder, Owner};
 
 /// A page whose content is not what it was: what the reverse index has to follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +61,8 @@ pub struct Change {
 /// The pages of one VM. Written by its tracker alone.
 #[derive(Debug, Clone)]
 pub struct PageMap {
+    /// First, so that it is dropped first.
+    shelf: Shelf,
     layout: Arc<Layout>,
     chunks: Vec<Chunk>,
     counts: Counts,
@@ -62,16 +71,65 @@ pub struct PageMap {
     layout_since: Generation,
 }
 
+/// Where the blocks of a map are.
+#[derive(Debug)]
+struct Shelf {
+    store: Option<Arc<Store>>,
+    /// False in a copy: it has the blocks, but the file is not about it.
+    owned: bool,
+}
+
+impl Shelf {
+    fn cell(&self, chunk: usize) -> Cell<'_> {
+        Cell::new(self.store.as_ref(), self.owned, chunk)
+    }
+
+    fn written_down(&self) -> Option<&Arc<Store>> {
+        self.store.as_ref().filter(|_| self.owned)
+    }
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        // Before the chunks: they are left to the next daemon, not given back.
+        if let Some(store) = self.written_down() {
+            store.close();
+        }
+    }
+}
+
+impl Clone for Shelf {
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone(), owned: false }
+    }
+}
+
 impl PageMap {
     /// A map in which nothing is known: every page is stale.
     #[must_use]
     pub fn new(layout: Arc<Layout>) -> Self {
-        let pages = layout.pages();
+        Self::on(None, layout)
+    }
+
+    /// What is shown of a VM until its tracker has begun. Its generation is older than that of any map.
+    #[must_use]
+    pub(crate) fn unread(layout: Arc<Layout>) -> Self {
+        Self::beginning(None, layout, Generation(0))
+    }
+
+    /// The same as [`PageMap::new`] in a file that outlives the daemon, if there is one. What it is about has to be said with [`PageMap::seal`].
+    #[must_use]
+    pub(crate) fn on(store: Option<Arc<Store>>, layout: Arc<Layout>) -> Self {
         // Milliseconds since 1970: a map that begins anew (the daemon was restarted) has later generations than the one
         // before, so that an old `ETag` or `since` never matches by chance. It grows by less than one a millisecond.
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let generation = Generation(now.as_millis() as u64);
+        Self::beginning(store, layout, Generation(now.as_millis() as u64))
+    }
+
+    fn beginning(store: Option<Arc<Store>>, layout: Arc<Layout>, generation: Generation) -> Self {
+        let pages = layout.pages();
         let mut map = Self {
+            shelf: Shelf { store, owned: true },
             layout,
             chunks: Vec::new(),
             counts: Counts::default(),
@@ -79,7 +137,17 @@ impl PageMap {
             layout_since: generation,
         };
         map.extend(pages);
+        map.note_generation();
+        if let Some(store) = map.shelf.written_down() {
+            store.set_layout_since(generation);
+        }
         map
+    }
+
+    fn note_generation(&self) {
+        if let Some(store) = self.shelf.written_down() {
+            store.set_generation(self.generation);
+        }
     }
 
     /// The regions and their page numbers.
@@ -133,11 +201,12 @@ impl PageMap {
     pub fn mark_stale(&mut self, runs: &[PageRange]) -> u64 {
         let mut newly = Counts::default();
         for run in runs {
-            self.each_chunk(run.clone(), |chunk, pages, _| chunk.mark_stale(pages, &mut newly));
+            self.each_chunk(run.clone(), |chunk, cell, pages, _| chunk.mark_stale(cell, pages, &mut newly));
         }
         let marked = self.counts.gone_stale(&newly);
         if marked > 0 {
             self.generation.0 += 1;
+            self.note_generation();
         }
         marked
     }
@@ -147,13 +216,14 @@ impl PageMap {
         let mut counts = self.counts;
         let mut touched = false;
         for run in runs {
-            self.each_chunk(run.clone(), |chunk, pages, _| {
-                touched |= chunk.settle(pages, settled, &mut counts);
+            self.each_chunk(run.clone(), |chunk, cell, pages, _| {
+                touched |= chunk.settle(cell, pages, settled, &mut counts);
             });
         }
         if touched {
             self.counts = counts;
             self.generation.0 += 1;
+            self.note_generation();
         }
     }
 
@@ -175,13 +245,14 @@ impl PageMap {
         let mut counts = self.counts;
         let mut touched = false;
         let end = first + contents.len() as u32;
-        self.each_chunk(first..end, |chunk, pages, page| {
+        self.each_chunk(first..end, |chunk, cell, pages, page| {
             let contents = &contents[(page - first) as usize..][..pages.len()];
-            touched |= chunk.publish(pages.start, contents, page, how, &mut counts, changes);
+            touched |= chunk.publish(cell, pages.start, contents, how, &mut counts, changes);
         });
         if touched {
             self.counts = counts;
             self.generation = generation;
+            self.note_generation();
         }
     }
 
@@ -196,10 +267,15 @@ impl PageMap {
                 changes.push(Change { page, before: Some(before), after: None });
             }
         }
+        // Nobody who comes after may believe the file until the tracker has said again what it is about.
+        if let Some(store) = self.shelf.written_down() {
+            store.unseal();
+        }
         self.chunks.truncate((keep as usize).div_ceil(CHUNK_PAGES));
         let tail = keep as usize % CHUNK_PAGES;
-        if let Some(last) = self.chunks.last_mut().filter(|_| tail > 0) {
-            last.truncate(tail);
+        let last = self.chunks.len().saturating_sub(1);
+        if let Some(chunk) = self.chunks.last_mut().filter(|_| tail > 0) {
+            chunk.truncate(self.shelf.cell(last), tail);
         }
         let pages = layout.pages();
         self.layout = layout;
@@ -210,6 +286,10 @@ impl PageMap {
         self.extend(pages);
         self.generation.0 += 1;
         self.layout_since = self.generation;
+        self.note_generation();
+        if let Some(store) = self.shelf.written_down() {
+            store.set_layout_since(self.layout_since);
+        }
         changes
     }
 
@@ -264,7 +344,9 @@ impl PageMap {
 
     /// Makes every block that only this map holds as small as it can be. Cheap enough for now and then.
     pub fn compact(&mut self) {
-        self.chunks.iter_mut().for_each(Chunk::compact);
+        for (index, chunk) in self.chunks.iter_mut().enumerate() {
+            chunk.compact(self.shelf.cell(index));
+        }
     }
 
     /// Appends unknown pages until there are `pages`.
@@ -272,26 +354,35 @@ impl PageMap {
         let (pages, have) = (pages as usize, self.pages() as usize);
         let mut missing = pages.saturating_sub(have);
         self.counts.add_unknown(missing as u64);
-        if let Some(last) = self.chunks.last_mut() {
-            let room = (CHUNK_PAGES - last.len()).min(missing);
-            last.grow(room);
+        if let Some(store) = self.shelf.written_down() {
+            store.reserve(pages.max(have).div_ceil(CHUNK_PAGES));
+        }
+        let last = self.chunks.len().saturating_sub(1);
+        if let Some(chunk) = self.chunks.last_mut() {
+            let room = (CHUNK_PAGES - chunk.len()).min(missing);
+            chunk.grow(self.shelf.cell(last), room);
             missing -= room;
         }
         while missing > 0 {
             let len = missing.min(CHUNK_PAGES);
-            self.chunks.push(Chunk::unknown(len, self.generation));
+            let cell = self.shelf.cell(self.chunks.len());
+            self.chunks.push(Chunk::unknown(cell, len, self.generation));
             missing -= len;
         }
     }
 
     /// Calls `f` with each chunk of a run, the range within the chunk, and the page number where that begins.
-    fn each_chunk(&mut self, run: PageRange, mut f: impl FnMut(&mut Chunk, std::ops::Range<usize>, u32)) {
+    fn each_chunk(
+        &mut self,
+        run: PageRange,
+        mut f: impl FnMut(&mut Chunk, Cell<'_>, std::ops::Range<usize>, u32),
+    ) {
         let end = run.end.min(self.pages()) as usize;
         let mut page = run.start as usize;
         while page < end {
             let (chunk, start) = (page / CHUNK_PAGES, page % CHUNK_PAGES);
             let len = (CHUNK_PAGES - start).min(end - page);
-            f(&mut self.chunks[chunk], start..start + len, page as u32);
+            f(&mut self.chunks[chunk], self.shelf.cell(chunk), start..start + len, page as u32);
             page += len;
         }
     }

@@ -21,6 +21,14 @@
 //!
 //! When no such file is left, requests may still be under way, so for one more settle time pages are published unsettled. A VM in which the first look finds no such
 //! file has none under way: a VMM drains a disk before it closes it.
+//!
+//! # When the daemon was restarted
+//!
+//! What an earlier daemon published unsettled stays so, and its time begins anew. What it published as settled is proven by a look that began later and found
+//! nothing; which pages lacked that when it died is not known, but when each chunk was last published, and when the last such look began, is written down, and that is enough: pages of chunks
+//! published since then are unsettled. Only if the new daemon comes within [`SOON`] and finds no such file are they as good as between two looks. Pages that were
+//! settled before, and are still armed and unwritten now, need nothing: whatever a file was opened for meanwhile, a request that pins such a page takes a fault,
+//! and the page is seen as written; and requests from before it was armed had come to their end when it was settled.
 
 use std::{
     collections::VecDeque,
@@ -30,6 +38,8 @@ use std::{
 
 use roaring::RoaringBitmap;
 
+/// Seconds from the last look of one daemon to the first one of the next that count as two looks one after the other.
+pub(super) const SOON: u32 = 5;
 /// Buckets in a settle time.
 const BUCKETS: u32 = 16;
 
@@ -128,6 +138,18 @@ impl Unsettled {
         }
         let set = if self.at_once() { &mut self.unproven[0] } else { &mut self.open };
         set.insert_range(run);
+    }
+
+    /// These were published unsettled by an earlier daemon, some time ago. Their time begins anew.
+    pub(super) fn inherited(&mut self, run: Range<u32>) {
+        self.open.insert_range(run);
+    }
+
+    /// An earlier daemon knew that direct I/O was possible, lately: it may still be under way, whatever discovery finds now.
+    pub(super) fn was_possible(&mut self, now: Instant) {
+        if !self.settle.is_zero() {
+            self.possible = Possible::Until(now + self.settle);
+        }
     }
 
     /// Moves on in time.

@@ -280,8 +280,9 @@ fn userfaultfd_of_an_unprivileged_process_is_made_once_and_reused() {
     let first = userfault::attach(victim.id()).unwrap();
     println!("{:?}", first.report());
     assert_eq!(first.report().origin, Origin::Injected);
+    let token = first.token().unwrap();
     drop(first);
-    let second = userfault::attach(victim.id()).unwrap();
+    let second = userfault::reattach(victim.id(), token).unwrap().unwrap();
     assert_eq!(second.report().origin, Origin::Reused);
     victim.finish_well();
 }

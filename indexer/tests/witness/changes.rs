@@ -121,12 +121,25 @@ fn a_descriptor_inherited_by_fork_is_not_used() {
     let mut runs = Vec::new();
     Pagemap::open(child).unwrap().populated(ram.range(), true, &mut runs).unwrap();
     assert_eq!(runs, [PopulatedRun { range: ram.range(), armed: true }]);
-    // The next daemon finds the right one among the two.
+    // The next daemon finds the right one among the two, and what it has armed.
+    let token = childs.token().unwrap();
     drop(childs);
-    let again = userfault::attach(child).unwrap();
+    let again = userfault::reattach(child, token).unwrap().unwrap();
+    assert_eq!((again.report().origin, again.token()), (Origin::Reused, Some(token)));
     again.register(ram.range()).unwrap();
-    again.arm(ram.range()).unwrap();
-    assert_eq!(again.report().origin, Origin::Reused);
+    let mut runs = Vec::new();
+    Pagemap::open(child).unwrap().populated(ram.range(), true, &mut runs).unwrap();
+    assert_eq!(runs, [PopulatedRun { range: ram.range(), armed: true }]);
+    assert!(userfault::reattach(child, parents.token().unwrap()).unwrap().is_none());
+    // One that does not go on with it takes the other's place, and its name away.
+    drop(again);
+    let other = userfault::attach(child).unwrap();
+    other.register(ram.range()).unwrap();
+    other.arm(ram.range()).unwrap();
+    assert_eq!(other.report().origin, Origin::Injected);
+    assert_ne!(other.token(), Some(token));
+    assert!(userfault::reattach(child, token).unwrap().is_none());
+    parents.arm(ram.range()).unwrap();
     parent.finish();
 }
 

@@ -135,8 +135,9 @@ fn qemu_is_tracked_paused_and_running() {
     assert!(scan().is_empty());
     qemu.execute("cont");
     // The next daemon finds the descriptor again.
+    let token = userfault.token().unwrap();
     drop(userfault);
-    let again = userfault::attach(qemu.id()).unwrap();
+    let again = userfault::reattach(qemu.id(), token).unwrap().unwrap();
     again.register(ram).unwrap();
     assert_eq!(again.report().origin, Origin::Reused);
     assert!(qemu.execute("query-status").contains("running"));

@@ -178,6 +178,7 @@ fn vm(id: &str, name: &str, pid: u32) -> VmInfo {
         guest_cost_ppm: 0,
         guest_budget_ppm: 0,
         audit_checked: 1000,
+        picked_up: 0,
     }
 }
 

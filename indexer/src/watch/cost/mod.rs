@@ -98,6 +98,11 @@ impl GuestCost {
         self.bucket.take(arming + again * self.prices.fault, now);
     }
 
+    /// An earlier daemon has armed these.
+    pub(super) fn inherited(&mut self, pages: &RoaringBitmap) {
+        self.armed |= pages;
+    }
+
     /// Everything has been armed at once, with so many pages in memory. Returns what that may cost the guest: a fault for each of them. Paid for by not
     /// doing it again too soon.
     pub(super) fn armed_whole(&mut self, pages: u64, now: Instant) -> Duration {

@@ -9,6 +9,7 @@
 //! check before it was read, and a batch says which mapping it was armed in.
 
 mod batch;
+mod inherited;
 
 use std::ops::Range;
 
@@ -17,7 +18,10 @@ use roaring::RoaringBitmap;
 
 #[cfg(test)]
 pub(super) use self::batch::Hashed;
-pub(super) use self::batch::{Armed, Batch, Fresh};
+pub(super) use self::{
+    batch::{Armed, Batch, Fresh},
+    inherited::{Inherited, confirm},
+};
 use super::queue::{Queue, runs};
 use crate::{
     map::{Change, Layout, PageMap},

@@ -201,7 +201,7 @@ impl Tracker {
 
     /// Which of `pages` are protected, and which have been written since they were. Those that have no entry in the page table are
     /// neither. Read-only.
-    fn protection(
+    pub(super) fn protection(
         &self,
         region: usize,
         pages: &RoaringBitmap,

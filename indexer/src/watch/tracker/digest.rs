@@ -6,7 +6,7 @@ use memdex_wire::Fingerprint;
 use rayon::prelude::*;
 
 use crate::{
-    fingerprint::{Hasher, Page, pool::HashPool},
+    fingerprint::{Hasher, Page, is_zero, pool::HashPool},
     memory::{MemoryError, RegionMemory},
     units::PageRange,
 };
@@ -61,6 +61,29 @@ fn pieces(runs: &[PageRange]) -> Vec<Vec<PageRange>> {
         }
     }
     pieces
+}
+
+/// Whether pages of these runs hold anything but zeros, in order: much like [`digest`], but the bytes are looked at only up to the first that is not zero.
+pub(super) fn any_bytes(
+    pool: &HashPool,
+    memory: &RegionMemory,
+    runs: &[PageRange],
+) -> Result<Vec<bool>, MemoryError> {
+    let look = |piece: &Vec<PageRange>| {
+        thread_local! {
+            static SCRATCH: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut out = Vec::new();
+            for run in piece {
+                let see = |pages: &[Page]| out.extend(pages.iter().map(|page| !is_zero(page)));
+                memory.with_pages(run.clone(), scratch, see)?;
+            }
+            Ok(out)
+        })
+    };
+    let parts: Result<Vec<_>, _> = pool.install(|| pieces(runs).par_iter().map(look).collect());
+    parts.map(|parts| parts.concat())
 }
 
 /// The same on the calling thread alone, for a few pages.

@@ -103,6 +103,8 @@ impl Tracker {
             self.share_memory();
         }
         self.update_status();
+        // The userfaultfd may be another one.
+        self.seal();
     }
 
     /// Opens all regions from the `keep`-th on and numbers their pages.
@@ -142,6 +144,7 @@ impl Tracker {
         self.full_scan.want();
         self.update_status();
         self.share_memory();
+        self.seal();
     }
 
     /// Lets readers of content at the regions as they are now.

@@ -8,6 +8,7 @@ mod audit;
 mod check;
 mod content;
 mod digest;
+mod inherit;
 mod jobs;
 mod layout;
 mod marks;
@@ -200,7 +201,7 @@ impl Tracker {
         let descriptor = vm.descriptor();
         let process = descriptor.process;
         let pagemap = Pagemap::open(process)?;
-        let (claim, protection) = attach_protection(process, &shared.hooks);
+        let (claim, protection, left) = inherit::begin(&shared, &descriptor);
         match &protection {
             Ok(Protection::UserFault(_)) => {
                 tracing::info!(vm = %vm.id(), name = descriptor.name, "write protection attached");
@@ -260,7 +261,10 @@ impl Tracker {
             full_scan_cost: Duration::ZERO,
             recheck_cost: Duration::ZERO,
         };
-        tracker.lay_out(0);
+        match left {
+            Some(left) => tracker.go_on(left),
+            None => tracker.begin_anew(),
+        }
         Ok(tracker)
     }
 
@@ -396,9 +400,13 @@ impl Tracker {
         self.contents.set_share(self.options.audit_share / vms as f64);
     }
 
-    /// Leaves the VMM without our protection: no write of its guest costs a fault because of us any more.
+    /// Leaves the map and the protection to the next daemon if this one ends. Else leaves the VMM without our protection: no write of its
+    /// guest costs a fault because of us any more.
     fn release(&mut self) {
         self.abandon_jobs(JobError::Gone);
+        if self.leave_behind() {
+            return;
+        }
         if let Ok(protection) = &self.protection {
             for watched in self.regions.iter().filter(|watched| watched.armed()) {
                 let _ = protection.unregister(watched.region.start..watched.region.end());

@@ -41,7 +41,7 @@ impl Tracker {
         let mut worked = false;
         let mut reading: Option<Reading> = None;
         loop {
-            let next = match self.next_batch() {
+            let next = match self.next_batch()? {
                 Some((region, pages)) if !worked || self.last_tick.elapsed() < self.options.tick => {
                     worked = true;
                     self.begin(region, pages)?
@@ -64,7 +64,7 @@ impl Tracker {
     }
 
     /// The next ready pages that have to be read, all of one region.
-    fn next_batch(&mut self) -> Option<(usize, RoaringBitmap)> {
+    fn next_batch(&mut self) -> Result<Option<(usize, RoaringBitmap)>, Lost> {
         while self.queue.has_ready() {
             let mut batch = self.queue.take(self.batch_pages());
             let Some(first) = batch.min() else { continue };
@@ -78,20 +78,26 @@ impl Tracker {
             self.queue.ready(&rest);
             let current_is_true = self.regions[region].armed() && !self.doubted();
             let marks = self.marks.as_ref();
-            let batch =
+            let mut batch =
                 protocol::to_settle(&self.vm.map(), &mut self.queue, batch, current_is_true, |pages| {
                     with_marks(marks, pages)
                 });
+            let inherited = self.inherited(region, &batch);
+            if !inherited.is_empty() {
+                batch -= &inherited;
+                let failed = self.confirm(region, &inherited)?;
+                self.queue.ready(&failed);
+            }
             let spent = self.spent(&batch);
             let mut batch = protocol::armed_only(&mut self.queue, batch, spent);
             if self.regions[region].armed() && !self.arms_whole() {
                 batch = self.within_budget(batch);
             }
             if !batch.is_empty() && self.regions[region].readable() {
-                return Some((region, batch));
+                return Ok(Some((region, batch)));
             }
         }
-        None
+        Ok(None)
     }
 
     /// Enough to keep every hashing thread busy, few enough to be done in some milliseconds.
@@ -101,7 +107,12 @@ impl Tracker {
 
     /// Settles `pages`, which lie in one region, and waits for it. Returns those whose bytes cannot be vouched for (written or marked
     /// meanwhile, or not readable): they stay as they are.
-    pub(super) fn settle(&mut self, region: usize, pages: RoaringBitmap) -> Result<RoaringBitmap, Lost> {
+    pub(super) fn settle(&mut self, region: usize, mut pages: RoaringBitmap) -> Result<RoaringBitmap, Lost> {
+        let inherited = self.inherited(region, &pages);
+        if !inherited.is_empty() {
+            pages -= &inherited;
+            pages |= self.confirm(region, &inherited)?;
+        }
         let all = pages.clone();
         match self.begin(region, pages)? {
             Some(reading) => self.finish(reading),
@@ -259,7 +270,7 @@ impl Tracker {
 }
 
 /// Those of `pages` that eBPF has marked since the marks were last taken.
-fn with_marks(marks: Option<&Marks>, pages: &RoaringBitmap) -> RoaringBitmap {
+pub(super) fn with_marks(marks: Option<&Marks>, pages: &RoaringBitmap) -> RoaringBitmap {
     let Some(marks) = marks else { return RoaringBitmap::new() };
     let runs = runs(pages).filter(|run| marks.any(run.clone()));
     runs.flatten().filter(|page| marks.any(*page..page + 1)).collect()

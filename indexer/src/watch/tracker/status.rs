@@ -39,6 +39,7 @@ impl Tracker {
                 "discarded memory (balloon) is only noticed late: the eBPF hooks on discards are not attached".to_owned(),
             );
         }
+        self.note_trust();
         let tracking = if reasons.is_empty() { Tracking::Exact } else { Tracking::Advisory };
         let status = Status {
             tracking,

@@ -23,6 +23,7 @@ impl Tracker {
             self.set_settled(&mistaken, false);
         }
         self.unsettled.advance(now);
+        self.note_direct_io();
     }
 
     /// Whether pages of this region that are published now are settled at once. Where something else can write the memory unseen, or nothing watches

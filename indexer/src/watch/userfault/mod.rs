@@ -2,7 +2,7 @@
 //!
 //! Owns the descriptor and the `UFFDIO_*` ioctls (ioctl_userfaultfd(2)). In WP_ASYNC mode the kernel resolves a write
 //! fault on an armed page by itself and only notes that it happened, so nobody ever waits for the daemon, and a daemon
-//! that dies leaves nothing but pages whose first write costs a fault. Reading the notes is [`super::pagemap`]'s.
+//! that dies leaves nothing but pages whose first write costs a fault. The descriptor stays in the VMM, and with it the protection and the notes, for the next daemon. Reading the notes is [`super::pagemap`]'s.
 //!
 //! # Minimum kernel version
 //! 6.7
@@ -12,8 +12,11 @@ mod request;
 use std::{
     fs, io,
     ops::Range,
-    os::fd::{AsRawFd, OwnedFd},
-    sync::OnceLock,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -26,6 +29,7 @@ use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     inject::{self, Call, InjectError},
@@ -38,15 +42,34 @@ use crate::{units::Hva, vm::descriptor::ProcessId};
 #[derive(Debug)]
 pub struct UserFault {
     process: Option<ProcessId>,
-    /// Found in the VMM, not known yet to belong to its address space (see [`UserFault::register`]).
-    candidates: Vec<OwnedFd>,
+    /// Found in the VMM, not known yet to belong to its address space (see [`UserFault::register`]). Locked at the first call of that.
+    candidates: Mutex<Vec<Candidate>>,
     chosen: OnceLock<Chosen>,
+}
+
+/// Names a userfaultfd: its number in the VMM, and the inode that the kernel gave it alone.
+///
+/// What the page table says of earlier writes is worth something only to whoever knows that nobody else has armed pages meanwhile. Whoever arms pages of a VM without
+/// going on where the last one stopped does so with a new userfaultfd, and so takes this name away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    number: i32,
+    inode: u64,
+}
+
+/// A userfaultfd that was found in a process.
+#[derive(Debug)]
+struct Candidate {
+    number: i32,
+    fd: OwnedFd,
 }
 
 /// The descriptor that is used.
 #[derive(Debug)]
 struct Chosen {
     fd: OwnedFd,
+    /// Its number in the VMM, where that is known.
+    number: Option<i32>,
     report: AttachReport,
 }
 
@@ -64,9 +87,9 @@ pub struct AttachReport {
 pub enum Origin {
     /// The VMM made it and handed it over.
     HandedOver,
-    /// It was in the VMM already, from an earlier run of the daemon.
+    /// An earlier daemon left it in the VMM, and this one goes on where that stopped.
     Reused,
-    /// An injected system call made it.
+    /// An injected system call made it. One that an earlier daemon had left was closed.
     Injected,
 }
 
@@ -140,7 +163,8 @@ const FEATURES: u64 = (UFFD_FEATURE_WP_ASYNC
 /// WP_ASYNC the kernel's own writes are tracked nevertheless.
 const FLAGS: u64 = libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64 | UFFD_USER_MODE_ONLY as u64;
 
-/// Gets a userfaultfd of the process: one that an earlier daemon left there, else by injecting one system call.
+/// Gets a new userfaultfd of the process, by injecting one system call. One that an earlier daemon left there is closed, with a second call, and with it goes all that
+/// it has armed.
 ///
 /// # Errors
 /// See [`AttachError`].
@@ -151,7 +175,72 @@ pub fn attach(process: ProcessId) -> Result<UserFault, AttachError> {
     if candidates.is_empty() {
         let _ = chosen.set(inject_new(&process)?);
     }
-    Ok(UserFault { process: Some(process.id()), candidates, chosen })
+    Ok(UserFault { process: Some(process.id()), candidates: Mutex::new(candidates), chosen })
+}
+
+/// Takes over the userfaultfd of this name, which an earlier daemon left in the process; `None` if it is not there any more. What it has armed stays armed.
+///
+/// # Errors
+/// See [`AttachError`].
+pub fn reattach(process: ProcessId, token: Token) -> Result<Option<UserFault>, AttachError> {
+    let process = Process::open(process).map_err(wrap("attach to"))?;
+    let Some(fd) =
+        Candidate::at(&process, token.number).filter(|found| inode(&found.fd) == Some(token.inode))
+    else {
+        return Ok(None);
+    };
+    let report = AttachReport { origin: Origin::Reused, stopped: Duration::ZERO };
+    let chosen = Chosen { fd: fd.fd, number: Some(token.number), report };
+    Ok(Some(UserFault {
+        process: Some(process.id()),
+        candidates: Mutex::default(),
+        chosen: OnceLock::from(chosen),
+    }))
+}
+
+/// Closes every userfaultfd that a daemon left in the process: the one of this name, and those that have registered anything of its address space. Then the VMM is as
+/// it was before any daemon came. Returns how many there were. The caller has to hold the [claim](super::claim) on the process.
+///
+/// # Errors
+/// See [`AttachError`].
+pub fn detach(process: ProcessId, token: Option<Token>) -> Result<usize, AttachError> {
+    let process = Process::open(process).map_err(wrap("attach to"))?;
+    let found = left_behind(&process)?;
+    if found.is_empty() {
+        return Ok(0);
+    }
+    let smaps = process.with_path("smaps", fs::read_to_string).map_err(wrap("read the mappings of"))?;
+    let ranges = registered(&smaps);
+    let mut closed = 0;
+    for found in found {
+        let named =
+            token.is_some_and(|token| token.number == found.number && inode(&found.fd) == Some(token.inode));
+        if named || ranges.iter().any(|range| acts_on(&found.fd, process.id(), range)) {
+            for range in &ranges {
+                // From here, so that the VMM's thread need not be stopped for it.
+                let _ = unregister(&found.fd, range);
+            }
+            found.close(&process)?;
+            closed += 1;
+        }
+    }
+    Ok(closed)
+}
+
+/// The mappings that some userfaultfd watches for writes (`uw` in the flags of smaps).
+fn registered(smaps: &str) -> Vec<Range<Hva>> {
+    let mut ranges = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        let first = line.split(' ').next().unwrap_or_default();
+        if let Some((start, end)) = first.split_once('-') {
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            current = number(start).zip(number(end)).map(|(start, end)| Hva(start)..Hva(end));
+        } else if first == "VmFlags:" && line.split(' ').any(|flag| flag == "uw") {
+            ranges.extend(current.take());
+        }
+    }
+    ranges
 }
 
 /// Lets the VMM make a new one.
@@ -168,7 +257,8 @@ fn inject_new(process: &Process) -> Result<Chosen, AttachError> {
         .and_then(|fd| initialize(&fd).map(|()| fd).map_err(|error| AttachError::Unsupported(error.into())));
     match fetched {
         Ok(fd) => {
-            Ok(Chosen { fd, report: AttachReport { origin: Origin::Injected, stopped: returned.stopped } })
+            let report = AttachReport { origin: Origin::Injected, stopped: returned.stopped };
+            Ok(Chosen { fd, number: i32::try_from(number).ok(), report })
         }
         Err(error) => {
             // Don't leave descriptors behind that nobody can use: the next attempt would add another one.
@@ -213,23 +303,51 @@ fn initialize(fd: &OwnedFd) -> Result<(), Errno> {
 
 /// The userfaultfds in the process that are in the mode we use. Nothing but memdex uses WP_ASYNC in a VMM: QEMU's postcopy and
 /// background snapshots wait for faults, which is the point of them.
-fn left_behind(process: &Process) -> Result<Vec<OwnedFd>, AttachError> {
+fn left_behind(process: &Process) -> Result<Vec<Candidate>, AttachError> {
     let entries = process.with_path("fd", fs::read_dir).map_err(wrap("list the open files of"))?;
-    Ok(entries
-        .flatten()
-        .filter_map(|entry| {
-            let target = fs::read_link(entry.path()).ok()?;
-            if target.as_os_str() != "anon_inode:[userfaultfd]" {
-                return None;
-            }
-            let number = entry.file_name().to_str()?.parse::<i32>().ok()?;
-            let info = process.with_path(&format!("fdinfo/{number}"), fs::read_to_string).ok()?;
-            if features(&info)? & FEATURES != FEATURES {
-                return None;
-            }
-            fetch(process, number).ok()
-        })
-        .collect())
+    let numbers = entries.flatten().filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        (target.as_os_str() == KIND).then_some(entry.file_name().to_str()?.parse::<i32>().ok()?)
+    });
+    Ok(numbers.filter_map(|number| Candidate::at(process, number)).collect())
+}
+
+/// What a link to a userfaultfd in /proc/PID/fd says.
+const KIND: &str = "anon_inode:[userfaultfd]";
+
+impl Candidate {
+    /// The userfaultfd of this number, if it is one in the mode we use.
+    fn at(process: &Process, number: i32) -> Option<Self> {
+        let info = process.with_path(&format!("fdinfo/{number}"), fs::read_to_string).ok()?;
+        if features(&info)? & FEATURES != FEATURES {
+            return None;
+        }
+        Some(Self { number, fd: fetch(process, number).ok()? })
+    }
+
+    /// Makes the VMM close it. With the last copy goes all that it has registered and armed.
+    fn close(self, process: &Process) -> Result<(), AttachError> {
+        let Self { number, fd } = self;
+        // It may have been closed, and the number be another file's by now.
+        let same = Self::at(process, number).is_some_and(|found| inode(&found.fd) == inode(&fd));
+        if same {
+            let arguments = [u64::try_from(number).unwrap_or(u64::MAX), 0, 0];
+            inject::call(process, Call { number: libc::SYS_close, arguments })?;
+        }
+        Ok(())
+    }
+}
+
+/// The inode that the kernel gave a userfaultfd. `None` where it gives all of them the same one, so that it names none.
+fn inode(fd: &OwnedFd) -> Option<u64> {
+    static SHARED: OnceLock<Option<u64>> = OnceLock::new();
+    let number =
+        |fd: &OwnedFd| fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok().map(|file| file.ino());
+    let shared = SHARED.get_or_init(|| {
+        let (one, other) = (request::own(FLAGS).ok()?, request::own(FLAGS).ok()?);
+        number(&one).filter(|inode| number(&other) == Some(*inode))
+    });
+    number(fd).filter(|inode| Some(*inode) != *shared)
 }
 
 /// The features in an fdinfo file: a line `API:`, the version, the features and the ioctls, in hex with colons between.
@@ -250,7 +368,7 @@ fn fetch(process: &Process, number: i32) -> io::Result<OwnedFd> {
     };
     // Numbers are reused quickly in a live process.
     let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-    if target.as_os_str() == "anon_inode:[userfaultfd]" { Ok(fd) } else { Err(Errno::BADF.into()) }
+    if target.as_os_str() == KIND { Ok(fd) } else { Err(Errno::BADF.into()) }
 }
 
 fn wrap(step: &'static str) -> impl FnOnce(io::Error) -> AttachError {
@@ -271,22 +389,30 @@ impl UserFault {
             None => return Err(AttachError::Unsupported(io::Error::other("not a userfaultfd"))),
         }
         let report = AttachReport { origin: Origin::HandedOver, stopped: Duration::ZERO };
-        Ok(Self { process: None, candidates: Vec::new(), chosen: OnceLock::from(Chosen { fd, report }) })
+        let chosen = Chosen { fd, number: None, report };
+        Ok(Self { process: None, candidates: Mutex::default(), chosen: OnceLock::from(chosen) })
     }
 
-    /// How it was come by. [`Origin::Reused`] is final only after the first [`UserFault::register`].
+    /// Its name; `None` before the first [`UserFault::register`] if that has to find out, and where userfaultfds cannot be told from one another.
+    #[must_use]
+    pub fn token(&self) -> Option<Token> {
+        let chosen = self.chosen.get()?;
+        Some(Token { number: chosen.number?, inode: inode(&chosen.fd)? })
+    }
+
+    /// How it was come by.
     #[must_use]
     pub fn report(&self) -> AttachReport {
-        let reused = AttachReport { origin: Origin::Reused, stopped: Duration::ZERO };
-        self.chosen.get().map_or(reused, |chosen| chosen.report)
+        let injected = AttachReport { origin: Origin::Injected, stopped: Duration::ZERO };
+        self.chosen.get().map_or(injected, |chosen| chosen.report)
     }
 
     /// Makes a range watchable: nothing is armed yet, but [`super::pagemap::Pagemap`] can check from now on that the mapping is
     /// still the one that was registered. Repeating it is harmless.
     ///
     /// A userfaultfd acts on the address space in which it was *made*. A process that was forked from a watched one, without `execve`,
-    /// has the parent's descriptor, and using that would arm the parent. So a descriptor that was found in the VMM has to show by its effect that it is
-    /// the VMM's own; if none does, a new one is injected here.
+    /// has the parent's descriptor, and using that would disarm the parent. So a descriptor that was found in the VMM has to show by its effect that it is
+    /// the VMM's own. Then it is closed, and in any case a new one is injected here.
     ///
     /// # Errors
     /// [`ArmError::NotWatchable`] if it isn't mapped or can't be watched, [`ArmError::Taken`] if another userfaultfd has it.
@@ -295,19 +421,19 @@ impl UserFault {
             return register(&chosen.fd, &range);
         }
         let id = self.process.ok_or(ArmError::Gone)?;
-        for fd in &self.candidates {
-            if acts_on(fd, id, &range) {
-                let fd = fd.try_clone().map_err(ArmError::Io)?;
-                let report = AttachReport { origin: Origin::Reused, stopped: Duration::ZERO };
-                let chosen = self.chosen.get_or_init(|| Chosen { fd, report });
-                return register(&chosen.fd, &range);
-            }
-        }
         let process = Process::open(id).map_err(|_| ArmError::Gone)?;
-        let new = inject_new(&process).map_err(|error| match error {
+        let failed = |error| match error {
             AttachError::Gone => ArmError::Gone,
             other => ArmError::Io(io::Error::other(other)),
-        })?;
+        };
+        let mut candidates = self.candidates.lock().unwrap_or_else(PoisonError::into_inner);
+        for found in std::mem::take(&mut *candidates) {
+            if acts_on(&found.fd, id, &range) {
+                // Whoever left it may still mean to go on with it: he must see that somebody else has come in between.
+                found.close(&process).map_err(failed)?;
+            }
+        }
+        let new = inject_new(&process).map_err(failed)?;
         register(&self.chosen.get_or_init(|| new).fd, &range)
     }
 
@@ -376,6 +502,14 @@ fn explain(error: Errno, range: &Range<Hva>) -> ArmError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn smaps_shows_what_is_watched() {
+        let smaps = "\
+1000-3000 rw-p 00000000 00:00 0 \nSize: 8 kB\nVmFlags: rd wr mr \n\
+7f0000000000-7f0000002000 rw-s 00000000 00:01 5 /memfd:ram (deleted)\nSize: 8 kB\nVmFlags: rd wr sh uw mr \n";
+        assert_eq!(registered(smaps), [Hva(0x7f00_0000_0000)..Hva(0x7f00_0000_2000)]);
+    }
 
     #[test]
     fn fdinfo_shows_the_features() {
