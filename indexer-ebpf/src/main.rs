@@ -11,8 +11,10 @@
 
 mod count;
 mod discard;
+mod enter_mmap;
 mod files;
 mod kvm_dirty_ring_push;
+mod kvm_dirty_ring_reset;
 mod kvm_page_fault;
 mod memslots;
 mod offsets;

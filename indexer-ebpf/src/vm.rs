@@ -55,9 +55,15 @@ impl Vm {
     /// too. Before 6.4 vhost's threads had ids of their own; there the daemon's sweeps find what they wrote.
     #[inline(always)]
     pub fn current() -> Option<Self> {
+        Self::of(process())
+    }
+
+    /// The process with this id, if it is tracked.
+    #[inline(always)]
+    pub fn of(process: u32) -> Option<Self> {
         // SAFETY: entries are maps, which the kernel keeps alive while a program runs. A reused entry would at worst be another VM's
         // map, whose marks then say too much, never too little: our own entry is replaced in one step.
-        let marks = unsafe { VMS.get(&process()) }?;
+        let marks = unsafe { VMS.get(&process) }?;
         let header = marks.get_ptr(HEADER_ELEMENT)?.cast();
         // SAFETY: element 0 holds a header (asserted to fit), which never changes while programs can see it.
         Some(Self { marks, header: unsafe { &*header } })
@@ -155,6 +161,24 @@ impl Vm {
         if let Some(flags) = self.flags() {
             // SAFETY: points into element 1 of a map.
             unsafe { core::ptr::write_volatile(&raw mut (*flags).discards_overflowed, 1) };
+        }
+    }
+
+    /// Says that another process is mapping the VM's RAM writable.
+    #[inline(always)]
+    pub fn foreign_mapping(&self) {
+        if let Some(flags) = self.flags() {
+            // SAFETY: points into element 1 of a map.
+            unsafe { core::ptr::write_volatile(&raw mut (*flags).foreign_mapping, 1) };
+        }
+    }
+
+    /// Says that the VMM has emptied the dirty ring.
+    #[inline(always)]
+    pub fn ring_reset(&self) {
+        if let Some(flags) = self.flags() {
+            // SAFETY: points into element 1 of a map.
+            unsafe { core::ptr::write_volatile(&raw mut (*flags).ring_reset, 1) };
         }
     }
 

@@ -13,6 +13,8 @@ use std::{
 use migrate_client::HostUrl;
 use serde::Deserialize;
 
+use crate::watch::witnesses::Witnesses;
+
 /// All settings, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -32,6 +34,8 @@ pub struct Config {
     pub audit_percent: f64,
     /// Longest time that a request of direct I/O can be under way; zero: it is disregarded.
     pub settle: Duration,
+    /// Which witnesses may be used.
+    pub witnesses: Witnesses,
     /// Filter for the log, as in `RUST_LOG`.
     pub log: Option<String>,
     /// Certificates.
@@ -80,6 +84,8 @@ struct File {
     tick_ms: Option<u64>,
     audit_percent: Option<f64>,
     settle_seconds: Option<u64>,
+    #[serde(default)]
+    witness: Vec<String>,
     log: Option<String>,
     #[serde(default)]
     tls: TlsFiles,
@@ -106,6 +112,8 @@ pub struct Overrides {
     pub audit_percent: Option<f64>,
     /// Replaces the file's figure.
     pub settle_seconds: Option<u64>,
+    /// Replaces the file's list if it is not empty.
+    pub witness: Vec<String>,
     /// Replaces the file's filter.
     pub log: Option<String>,
 }
@@ -183,6 +191,8 @@ impl Config {
         if settle > 86_400 {
             return Err(value("settle_seconds", format!("{settle} seconds is more than a day")));
         }
+        let witnesses =
+            Witnesses::named(&either(over.witness, file.witness)).map_err(|why| value("witness", why))?;
         let hash_threads = over.hash_threads.or(file.hash_threads).unwrap_or_else(half_the_cores);
         if !(1..=1024).contains(&hash_threads) {
             return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
@@ -204,6 +214,7 @@ impl Config {
             tick: Duration::from_millis(tick),
             audit_percent,
             settle: Duration::from_secs(settle),
+            witnesses,
             log: over.log.or(file.log),
             tls: file.tls,
             migrations_at_once,
@@ -376,6 +387,7 @@ mod tests {
             tick_ms = 20
             audit_percent = 2
             settle_seconds = 300
+            witness = ["ebpf"]
             log = "debug"
             [peer]
             host2 = "tls://host2.example:7373"
@@ -391,6 +403,7 @@ mod tests {
         assert_eq!((config.hash_threads, config.tick), (3, Duration::from_millis(20)));
         assert!((config.audit_percent - 2.0).abs() < 1e-9);
         assert_eq!(config.settle, Duration::from_secs(300));
+        assert_eq!(config.witnesses, Witnesses { write_protect: false, ebpf: true });
         assert!(config.wants_token());
     }
 
@@ -424,6 +437,7 @@ mod tests {
             ("tick_ms = 1", "tick_ms: 1 is not between"),
             ("audit_percent = 101", "audit_percent: 101 is not between"),
             ("audit_percent = nan", "audit_percent: NaN"),
+            ("witness = ['magic']", "witness: \"magic\" is no witness"),
             ("settle_seconds = 86401", "settle_seconds: 86401 seconds is more"),
             ("listen = ['tcp://10.0.0.1:1']", "tls://"),
             ("listen = ['tcp://0.0.0.0:1']", "tls://"),

@@ -141,9 +141,10 @@ fn options(config: &Config, hook_debug: bool) -> Result<HostOptions, Failure> {
             tick: config.tick,
             settle: config.settle,
             audit_share: config.audit_percent / 100.0,
+            write_protect: config.witnesses.write_protect,
             ..TrackerOptions::default()
         },
-        hooks: HookOptions { debug: hook_debug },
+        hooks: HookOptions { debug: hook_debug, left_out: !config.witnesses.ebpf },
         keep_bytes: config.keep_bytes,
         ..HostOptions::default()
     })

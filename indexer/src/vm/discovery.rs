@@ -122,6 +122,12 @@ impl Discovery {
         self.in_order()
     }
 
+    /// Somebody is known to have mapped a VM's RAM: the next sweep looks through the mappings of every process, not only of those whose
+    /// turn it is.
+    pub fn look_at_all_mappings(&mut self) {
+        self.foreign.look_at_all();
+    }
+
     /// When the open files of a VMM were last looked at (the time at which that began), and whether one was open for direct I/O.
     #[must_use]
     pub fn direct_io(&self, process: ProcessId) -> Option<(Instant, bool)> {

@@ -33,6 +33,8 @@ const MAX_MAPS: usize = 16 << 20;
 pub(crate) struct Foreign {
     known: HashMap<ProcessId, Look>,
     last_turn: Option<Instant>,
+    /// Everybody's turn comes next.
+    all: bool,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,11 @@ struct Look {
 }
 
 impl Foreign {
+    /// Everybody's turn comes next.
+    pub(crate) fn look_at_all(&mut self) {
+        self.all = true;
+    }
+
     /// Takes the next turn through the processes.
     pub(crate) fn look(&mut self, table: &ProcessTable, now: Instant, buffer: &mut Vec<u8>) {
         self.known.retain(|id, look| {
@@ -52,20 +59,21 @@ impl Foreign {
         let pause = self.last_turn.map_or(BEAT / 16, |last| now.duration_since(last)).min(BEAT);
         self.last_turn = Some(now);
         let share = table.len() as u128 * pause.as_millis() / BEAT.as_millis();
-        let turn = usize::try_from(share).unwrap_or(usize::MAX).max(LEAST);
+        let all = std::mem::take(&mut self.all);
+        let turn = if all { table.len() } else { usize::try_from(share).unwrap_or(usize::MAX).max(LEAST) };
 
         let own = std::process::id();
         let mut due: Vec<(Option<Instant>, &Process)> = table
             .iter()
             .filter(|process| {
-                process.pid != own && !process.stat.kernel_thread() && !process.about_to_exec(now)
+                process.pid != own && !process.stat.kernel_thread() && (all || !process.about_to_exec(now))
             })
             .filter_map(|process| match self.known.get(&process.id()) {
                 None => Some((None, process)),
                 Some(look) => {
                     let changed = look.address_space != process.stat.address_space;
                     let pause = if changed { CHANGED } else { UNCHANGED };
-                    (now.duration_since(look.at) >= pause).then_some((Some(look.at), process))
+                    (all || now.duration_since(look.at) >= pause).then_some((Some(look.at), process))
                 }
             })
             .collect();

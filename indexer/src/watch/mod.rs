@@ -61,3 +61,4 @@ pub(crate) mod queue;
 pub mod tracker;
 pub(crate) mod unsettled;
 pub mod userfault;
+pub mod witnesses;

@@ -8,7 +8,7 @@ use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     programs::{Iter, ProgramError, TracePoint},
 };
-use indexer_common::offsets::{Kvm, Offsets};
+use indexer_common::offsets::{Kvm, Mmap, Offsets};
 
 use super::{HookStatus, btf::Types, shared::Plain, tracefs::Tracefs};
 
@@ -37,18 +37,21 @@ pub(super) enum Hook {
     FaultKernel,
     /// System calls that discard memory.
     Discard,
+    /// `mmap` of any process, for those that map a VM's RAM.
+    Mmap,
     /// The iterator over memory slots.
     Memslots,
 }
 
 impl Hook {
     /// All of them.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::KvmPageFault,
         Self::DirtyRing,
         Self::FaultUser,
         Self::FaultKernel,
         Self::Discard,
+        Self::Mmap,
         Self::Memslots,
     ];
 
@@ -60,6 +63,7 @@ impl Hook {
             Self::FaultUser => "ebpf:page_fault_user",
             Self::FaultKernel => "ebpf:page_fault_kernel",
             Self::Discard => "ebpf:discard",
+            Self::Mmap => "ebpf:mmap",
             Self::Memslots => "ebpf:memslots",
         }
     }
@@ -91,6 +95,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
     let user = from(&tracefs, |tracefs| tracefs.page_fault("page_fault_user"));
     let kernel = from(&tracefs, |tracefs| tracefs.page_fault("page_fault_kernel"));
     let arguments = from(&tracefs, Tracefs::arguments);
+    let mmap = from(&tracefs, Tracefs::mmap);
     drop(types); // tens of megabytes
 
     let offsets = Offsets {
@@ -99,6 +104,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         page_fault_kernel: kernel.clone().unwrap_or_default(),
         dirty_ring: dirty_ring.clone().unwrap_or_default(),
         arguments: arguments.clone().unwrap_or_default(),
+        mmap: Mmap { daemon: std::process::id(), ..mmap.clone().unwrap_or_default() },
         files: files.clone().unwrap_or_default(),
         kvm: Kvm { two_dimensional: u32::from(two_dimensional_paging()), ..kvm.clone().unwrap_or_default() },
     };
@@ -123,6 +129,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         (
             Hook::DirtyRing,
             ready(dirty_ring.map(drop), known(&kvm)).and_then(|()| {
+                tracepoint(&mut object, "kvm_dirty_ring_reset", &[("kvm", "kvm_dirty_ring_reset".into())])?;
                 tracepoint(&mut object, "kvm_dirty_ring_push", &[("kvm", "kvm_dirty_ring_push".into())])
             }),
         ),
@@ -139,6 +146,12 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
             }),
         ),
         (Hook::Discard, arguments.and_then(|_| discards(&mut object))),
+        (
+            Hook::Mmap,
+            ready(mmap.map(drop), files.clone().map(drop)).and_then(|()| {
+                tracepoint(&mut object, "enter_mmap", &[("syscalls", "sys_enter_mmap".into())])
+            }),
+        ),
         (Hook::Memslots, ready(known(&kvm), files.map(drop)).and_then(|()| iterator(&mut object))),
     ];
     *statuses = results

@@ -80,6 +80,7 @@ impl Tracker {
         let began = Instant::now();
         self.take_marks();
         self.audit()?;
+        self.last_audit = Instant::now();
         let snapshot = self.vm.snapshot();
         let mut todo = snapshot.in_state(0..u32::MAX, &[PageState::Stale]);
         let unsettled = if still { snapshot.unsettled(0..u32::MAX) } else { RoaringBitmap::new() };
@@ -91,6 +92,9 @@ impl Tracker {
                 todo.remove_range(watched.range());
             }
         }
+        // What is read again now and then is read now.
+        self.last_rehash = Instant::now();
+        self.begin_reading();
         self.jobs.push_back(Job::Sync(SyncJob {
             began,
             deadline,

@@ -8,10 +8,12 @@ mod audit;
 mod check;
 mod content;
 mod digest;
+mod foreign;
 mod jobs;
 mod layout;
 mod marks;
 mod region;
+mod ring;
 mod settle;
 mod staleness;
 mod status;
@@ -36,6 +38,7 @@ use super::{
     queue::Queue,
     unsettled::Unsettled,
     userfault::{self, UserFault},
+    witnesses::LEFT_OUT,
 };
 use crate::{
     host::{JobError, Shared, Vm},
@@ -75,6 +78,8 @@ pub struct TrackerOptions {
     pub audit_share: f64,
     /// Longest time that a request of direct I/O can be under way; zero if it is to be disregarded.
     pub settle: Duration,
+    /// Whether a userfaultfd may be made in the VMM.
+    pub write_protect: bool,
 }
 
 impl Default for TrackerOptions {
@@ -86,6 +91,7 @@ impl Default for TrackerOptions {
             rehash: Duration::from_secs(30),
             audit_share: 0.005,
             settle: Duration::from_secs(120),
+            write_protect: true,
         }
     }
 }
@@ -154,6 +160,10 @@ pub(crate) struct Tracker {
     history: History,
     /// Pages have changed unseen: nothing here is believed any more.
     distrust: Option<Distrust>,
+    /// eBPF saw another process map a RAM file writable then; see [`foreign`].
+    foreign: Option<Instant>,
+    /// Pages pushed into KVM's dirty ring and not known to be reset since; see [`ring`].
+    pushed: RoaringBitmap,
     /// Pages not looked at since they became part of the VM.
     unseen: RoaringBitmap,
     /// Room for the changes of a batch, kept to save allocating.
@@ -190,7 +200,7 @@ impl Tracker {
         let descriptor = vm.descriptor();
         let process = descriptor.process;
         let pagemap = Pagemap::open(process)?;
-        let (claim, userfault) = attach_userfault(process);
+        let (claim, userfault) = attach_userfault(process, &shared.options.tracker);
         match &userfault {
             Ok(_) => tracing::info!(vm = %vm.id(), name = descriptor.name, "write protection attached"),
             Err(reason) => {
@@ -220,6 +230,8 @@ impl Tracker {
             looks: Looks::new(now),
             history: History::default(),
             distrust: None,
+            foreign: None,
+            pushed: RoaringBitmap::new(),
             unseen: RoaringBitmap::new(),
             changes: Vec::new(),
             full_scan: FullScan::default(),
@@ -315,6 +327,7 @@ impl Tracker {
         self.queue.tick();
         self.tick_unsettled();
         self.take_marks();
+        self.tick_foreign();
         if self.slots_moved && self.last_watched.elapsed() >= REWATCH {
             self.slots_moved = false;
             self.watch_marks();
@@ -386,7 +399,13 @@ impl Tracker {
     }
 }
 
-fn attach_userfault(process: ProcessId) -> (Option<Claim>, Result<UserFault, String>) {
+fn attach_userfault(
+    process: ProcessId,
+    options: &TrackerOptions,
+) -> (Option<Claim>, Result<UserFault, String>) {
+    if !options.write_protect {
+        return (None, Err(LEFT_OUT.to_owned()));
+    }
     if let Err(error) = Pagemap::probe() {
         return (None, Err(error.to_string()));
     }
