@@ -1,7 +1,8 @@
 //! What some rows want of the host: huge pages in the kernel's pool, a tmpfs that gives huge pages. Undone at the end.
 
 use std::{
-    fs,
+    fs::{self, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -9,6 +10,20 @@ use memdex_tests::Scratch;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+
+/// Whether a file can be opened for direct I/O. Only on a tmpfs of a kernel before 6.6, as in the kernel matrix, it can't.
+///
+/// # Panics
+/// If it can't where it should.
+pub(crate) fn direct_io_is_possible(file: &Path) -> bool {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(file);
+    let Err(error) = opened else { return true };
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
+    let number = |at| release.split(['.', '-']).nth(at).and_then(|text| text.trim().parse::<u32>().ok());
+    let (major, minor) = (number(0).expect("a number"), number(1).expect("a number"));
+    assert!((major, minor) < (6, 6), "{} can't be opened for direct I/O: {error}", file.display());
+    false
+}
 
 /// Huge pages of 2 MiB added to the kernel's pool.
 pub(crate) struct HugePages {

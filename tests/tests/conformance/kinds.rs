@@ -20,6 +20,9 @@ pub(crate) enum Kind {
     Uring,
     /// fallocate(PUNCH_HOLE): a balloon.
     PunchHole,
+    /// The guest writes, and then a neighbour in the same huge page is discarded: the kernel splits the huge page, and takes all of it out
+    /// of the page table.
+    Split,
     /// madvise(MADV_REMOVE).
     MadviseRemove,
     /// madvise(MADV_DONTNEED).
@@ -110,6 +113,10 @@ impl Kind {
         match self {
             Self::Guest | Self::AfterFork => run(format!("write {first} {count} {seed}")),
             Self::Vmm => run(format!("poke {first} {count} {seed}")),
+            Self::Split => {
+                run(format!("write {first} {count} {seed}"));
+                run(format!("punch 0 {} 4", first + 2 * count));
+            }
             Self::Read => run(format!("fill {first} {count}")),
             Self::Uring => run(format!("uring read {first} {count}")),
             Self::PunchHole => run(format!("punch 0 {first} {count}")),

@@ -5,6 +5,8 @@
 //! - [`table`]: kinds of writes × witnesses, and what is expected. The table in `ARCHITECTURE.md` is written from it.
 //! - [`kinds`]: how each kind of write is done.
 //! - [`stage`]: a guest, a daemon with the witnesses in question, and the judgement by bytes that are read independently.
+//!
+//! Most of the time passes with waiting, so what does not disturb each other is done at once.
 
 mod host;
 mod kinds;
@@ -15,44 +17,48 @@ mod table;
 use stage::Stage;
 use table::{Ram, Witness};
 
-/// All rows of the table for one witness.
-fn conform(witness: Witness, rams: &[Ram]) {
-    for ram in rams {
-        let begun = std::time::Instant::now();
-        let mut stage = Stage::new(witness, *ram);
-        stage.perform();
-        println!("{witness:?}, {ram:?}: {:?}", begun.elapsed());
+/// All rows of the table for these witnesses and kinds of RAM, side by side.
+fn conform(columns: &[(Witness, Ram)]) {
+    std::thread::scope(|scope| {
+        for (witness, ram) in columns {
+            std::thread::Builder::new()
+                .name(format!("{witness:?}, {ram:?}"))
+                .spawn_scoped(scope, || Stage::new(*witness, *ram).perform())
+                .expect("a thread can be started");
+        }
+    });
+}
+
+#[test]
+fn write_protection() {
+    conform(&[
+        (Witness::All, Ram::Memfd),
+        (Witness::All, Ram::Anonymous),
+        (Witness::WriteProtect, Ram::Memfd),
+    ]);
+}
+
+#[test]
+fn no_write_protection() {
+    conform(&[
+        (Witness::DirtyRing, Ram::Memfd),
+        (Witness::DirtyRing, Ram::Anonymous),
+        (Witness::Rehash, Ram::Memfd),
+    ]);
+}
+
+#[test]
+fn huge_pages() {
+    let all = [Witness::All, Witness::WriteProtect, Witness::DirtyRing, Witness::Rehash];
+    let _pool = host::HugePages::add(all.len() as u64 * stage::MIB / 2);
+    let columns = all.map(|witness| [(witness, Ram::HugeTmpfs), (witness, Ram::Hugetlb)]);
+    conform(columns.as_flattened());
+}
+
+/// Nobody but KVM knows where anonymous RAM is, if the VMM is no QEMU; and KVM is asked by an eBPF program.
+#[test]
+fn anonymous_memory_is_not_found_without_ebpf() {
+    for witness in [Witness::WriteProtect, Witness::Rehash] {
+        Stage::new(witness, Ram::Anonymous).expect_no_memory();
     }
-}
-
-#[test]
-fn write_protection_with_ebpf_marks() {
-    conform(Witness::All, &[Ram::Memfd, Ram::Anonymous]);
-}
-
-#[test]
-fn write_protection_alone() {
-    conform(Witness::WriteProtect, &[Ram::Memfd, Ram::Anonymous]);
-}
-
-#[test]
-fn kvm_dirty_ring() {
-    conform(Witness::DirtyRing, &[Ram::Memfd, Ram::Anonymous]);
-}
-
-#[test]
-fn reading_again() {
-    conform(Witness::Rehash, &[Ram::Memfd, Ram::Anonymous]);
-}
-
-#[test]
-fn huge_pages_of_tmpfs() {
-    conform(Witness::All, &[Ram::HugeTmpfs]);
-    conform(Witness::WriteProtect, &[Ram::HugeTmpfs]);
-}
-
-#[test]
-fn huge_pages_of_hugetlbfs() {
-    conform(Witness::All, &[Ram::Hugetlb]);
-    conform(Witness::Rehash, &[Ram::Hugetlb]);
 }

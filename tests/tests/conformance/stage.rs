@@ -14,20 +14,20 @@ use memdex_tests::{
 };
 
 use crate::{
-    host::{HugePages, HugeTmpfs},
+    host::{HugeTmpfs, direct_io_is_possible},
     kinds::{Kind, PLUGGED_PAGES},
     table::{Ram, Row, Sees, TABLE, TRANSIENT, Witness},
 };
 
 /// Size of slot 0.
-const MIB: u64 = 8;
+pub(crate) const MIB: u64 = 8;
 const PAGES: u64 = MIB << 8;
 /// Pages that each row writes.
 const COUNT: u64 = 8;
-/// From one row's pages to the next one's.
-const STRIDE: u64 = 96;
-/// A write that a witness sees is noticed within this time; one that none sees is not.
-const WINDOW: Duration = Duration::from_secs(1);
+/// A write that a witness sees is noticed within this time: half of the time after which an audit finds it, as after any sync.
+const NOTICED: Duration = Duration::from_secs(5);
+/// One that no witness sees is not noticed within this time, many times as long as it takes where one does.
+const UNNOTICED: Duration = Duration::from_secs(1);
 /// What was noticed is read and known again within this time; direct I/O has to settle first.
 const KNOWN_AGAIN: Duration = Duration::from_secs(10);
 /// Discovery has found what there is to be found: it looks at the whole host by turns.
@@ -42,7 +42,6 @@ pub(crate) struct Stage {
     /// What disk and io_uring read.
     file: PathBuf,
     seed: u32,
-    _pool: Option<HugePages>,
     _tmpfs: Option<HugeTmpfs>,
     scratch: Scratch,
 }
@@ -50,7 +49,6 @@ pub(crate) struct Stage {
 impl Stage {
     pub(crate) fn new(witness: Witness, ram: Ram) -> Self {
         let scratch = Scratch::new("conform");
-        let pool = (ram == Ram::Hugetlb).then(|| HugePages::add(MIB / 2));
         let tmpfs = (ram == Ram::HugeTmpfs).then(|| HugeTmpfs::mount(&scratch));
         let kind = match ram {
             Ram::Memfd => tiny::Ram::Memfd,
@@ -73,12 +71,14 @@ impl Stage {
         options.arguments.extend(more.map(str::to_owned));
         let daemon = Daemon::start_with(&scratch, "memdexd", &options);
         let (vm, _) = daemon.wait_for_vm(guest.pid(), Duration::from_secs(5));
-        Self { witness, ram, daemon, guest, vm, file, seed: 0, _pool: pool, _tmpfs: tmpfs, scratch }
+        Self { witness, ram, daemon, guest, vm, file, seed: 0, _tmpfs: tmpfs, scratch }
     }
 
     /// All rows for this kind of RAM.
     pub(crate) fn perform(&mut self) {
         let rows: Vec<&Row> = TABLE.iter().filter(|row| row.rams.contains(&self.ram)).collect();
+        let possible = |row: &&Row| row.kind != Kind::DirectIo || direct_io_is_possible(&self.file);
+        let rows: Vec<&Row> = rows.into_iter().filter(possible).collect();
         assert!(!rows.is_empty(), "nothing is expected of {:?}", self.ram);
         let rows = rows.into_iter().enumerate();
         let (alone, together): (Vec<_>, Vec<_>) = rows.partition(|(_, row)| row.kind.alone());
@@ -88,12 +88,23 @@ impl Stage {
         }
     }
 
+    /// The VM is there, but its memory is not, and it says so.
+    pub(crate) fn expect_no_memory(&self) {
+        let reason = Sees::Nowhere.reason().expect("it has one");
+        wait::until(reason, FOUND, || {
+            let vm = self.daemon.vm_of(self.guest.pid())?;
+            let said = vm.advisory_reasons.iter().any(|text| text.contains(reason));
+            (vm.tracking == "advisory" && vm.pages.total == 0 && said).then_some(())
+        });
+    }
+
     /// Writes of these kinds, all at once, each to pages of its own: those of its place in the table.
     fn rows(&mut self, rows: &[(usize, &Row)]) {
         let file = self.file.display().to_string();
         let mut props = Vec::new();
         for (at, row) in rows {
-            props.push(row.kind.prepare(&self.scratch, &mut self.guest, &file, own_pages(*at)));
+            let pages = self.own_pages(*at);
+            props.push(row.kind.prepare(&self.scratch, &mut self.guest, &file, pages));
         }
         for (_, row) in rows {
             self.expect_tracking(row);
@@ -104,14 +115,15 @@ impl Stage {
         let before: Vec<_> = rows.iter().map(|(at, row)| self.look(row, *at)).collect();
         for ((at, row), props) in rows.iter().zip(&mut props) {
             self.seed += 1000;
-            row.kind.write(&mut self.guest, props, own_pages(*at), self.seed);
+            let pages = self.own_pages(*at);
+            row.kind.write(&mut self.guest, props, pages, self.seed);
         }
         let written = Instant::now();
         for (at, row) in rows.iter().filter(|(_, row)| !matches!(self.sees(row), Sees::Late(_))) {
-            wait::until(&self.words(row, "to be noticed"), WINDOW, || self.noticed(row, *at).then_some(()));
+            wait::until(&self.words(row, "to be noticed"), NOTICED, || self.noticed(row, *at).then_some(()));
         }
         if rows.iter().any(|(_, row)| matches!(self.sees(row), Sees::Late(_))) {
-            wait::pause(WINDOW.saturating_sub(written.elapsed()));
+            wait::pause(UNNOTICED.saturating_sub(written.elapsed()));
         }
         for (at, row) in rows {
             match self.sees(row) {
@@ -120,7 +132,7 @@ impl Stage {
                     "{}",
                     self.words(row, "noticed: better than the table says")
                 ),
-                Sees::Exact | Sees::Known(_) => {
+                Sees::Exact | Sees::Known(_) | Sees::Nowhere => {
                     let known = self.words(row, "to be known again");
                     wait::until(&known, KNOWN_AGAIN, || self.known(row, *at).then_some(()));
                 }
@@ -140,6 +152,12 @@ impl Stage {
             row.kind.end(&mut self.guest, props);
         }
         self.calm();
+    }
+
+    /// First page and number of the pages of the `at`-th row. No row that discards shares a huge page with one that is done beside it.
+    fn own_pages(&self, at: usize) -> (u64, u64) {
+        let stride = if self.ram == Ram::HugeTmpfs { 340 } else { 96 };
+        (40 + at as u64 * stride, COUNT)
     }
 
     fn sees(&self, row: &Row) -> Sees {
@@ -179,7 +197,7 @@ impl Stage {
         let (first, count) = match (row.kind.plugs(), row.kind.changes_all()) {
             (true, _) => (PAGES, COUNT),
             (_, true) => (1, PAGES - 1),
-            _ => own_pages(at),
+            _ => self.own_pages(at),
         };
         let truth = oracle::content(&vm, &pages);
         let both = pages.into_iter().zip(truth);
@@ -195,6 +213,9 @@ impl Stage {
 
     /// Whether it knows them.
     fn known(&self, row: &Row, at: usize) -> bool {
+        if !self.nothing_is_stale() {
+            return false;
+        }
         let look = self.look(row, at);
         let right =
             |(page, truth): &(Page, Option<String>)| page.state != State::Stale && page.fingerprint == *truth;
@@ -205,11 +226,16 @@ impl Stage {
     /// as discovery finds something out, all is read anew.)
     fn known_and_right(&self, context: &str) {
         let context = format!("{:?}, {:?}, {context}", self.ram, self.witness);
+        oracle::compare_claims(&self.daemon, &self.vm).expect_exact(&context);
         let known = || {
-            oracle::compare_claims(&self.daemon, &self.vm).expect_exact(&context);
-            (oracle::compare(&self.daemon, &self.vm).differing == 0).then_some(())
+            (self.nothing_is_stale() && oracle::compare(&self.daemon, &self.vm).differing == 0).then_some(())
         };
         wait::until(&format!("{context}: every page to be known"), KNOWN_AGAIN, known);
+    }
+
+    /// Cheap: the map itself is a long text.
+    fn nothing_is_stale(&self) -> bool {
+        self.daemon.vm_of(self.guest.pid()).is_some_and(|vm| vm.pages.stale == 0)
     }
 
     /// What a row brought about is over.
@@ -240,15 +266,11 @@ impl Sees {
         match self {
             Self::Exact => None,
             Self::Known(text) | Self::Late(text) => Some(text),
+            Self::Nowhere => Some("no guest memory was found"),
         }
     }
 }
 
 fn kinds(rows: &[(usize, &Row)]) -> Vec<Kind> {
     rows.iter().map(|(_, row)| row.kind).collect()
-}
-
-/// First page and number of the pages of the `at`-th row.
-fn own_pages(at: usize) -> (u64, u64) {
-    (100 + at as u64 * STRIDE, COUNT)
 }

@@ -34,6 +34,8 @@ pub(crate) enum Sees {
     /// The VM is advisory for a reason with these words, and the write is *not* noticed at once: until memory is read again the map
     /// shows what was there before. A sync is right.
     Late(&'static str),
+    /// The daemon does not find the memory: see `anonymous_memory_is_not_found_without_ebpf`.
+    Nowhere,
 }
 
 /// A kind of write and what is expected with each witness, in the order of [`Witness`].
@@ -44,7 +46,7 @@ pub(crate) struct Row {
 }
 
 use Ram::{Anonymous, HugeTmpfs, Hugetlb, Memfd};
-use Sees::{Exact, Known, Late};
+use Sees::{Exact, Known, Late, Nowhere};
 
 /// Why a VM without write protection is advisory.
 const OUT: &str = "left out";
@@ -83,16 +85,13 @@ pub(crate) const TABLE: &[Row] = &[
         rams: &[Memfd, HugeTmpfs],
         sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)],
     },
+    Row { kind: Kind::Split, rams: &[HugeTmpfs], sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)] },
     Row {
         kind: Kind::MadviseRemove,
         rams: &[Memfd, HugeTmpfs],
         sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)],
     },
-    Row {
-        kind: Kind::MadviseDontneed,
-        rams: &[Anonymous],
-        sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)],
-    },
+    Row { kind: Kind::MadviseDontneed, rams: &[Anonymous], sees: [Exact, Nowhere, Known(OUT), Nowhere] },
     Row {
         kind: Kind::DirectIo,
         rams: &[Memfd, Anonymous],
@@ -118,7 +117,7 @@ pub(crate) const TABLE: &[Row] = &[
         rams: &[Memfd, Anonymous],
         sees: [Exact, Known(DISCARDS), Known(OUT), Known(OUT)],
     },
-    Row { kind: Kind::Replaced, rams: &[Anonymous], sees: [Exact, Known(DISCARDS), Known(OUT), Late(OUT)] },
-    Row { kind: Kind::Guest, rams: &[Hugetlb], sees: [Late(HUGE), Late(HUGE), Known(OUT), Late(HUGE)] },
+    Row { kind: Kind::Replaced, rams: &[Anonymous], sees: [Exact, Nowhere, Late(OUT), Nowhere] },
+    Row { kind: Kind::Guest, rams: &[Hugetlb], sees: [Late(HUGE), Late(HUGE), Known(HUGE), Late(HUGE)] },
     Row { kind: Kind::Vmm, rams: &[Hugetlb], sees: [Late(HUGE); 4] },
 ];
