@@ -46,6 +46,8 @@ pub const SLOT_SHIFT: u32 = 32;
 pub const MAP_FLAGS: usize = (1 << 10/* BPF_F_MMAPABLE */) | (1 << 12/* BPF_F_INNER_MAP */);
 /// Most VMs tracked at a time.
 pub const MAX_VMS: usize = 4096;
+/// Most RAM files of all VMs together whose mapping by other processes is watched for.
+pub const MAX_RAM_FILES: usize = 4 * MAX_VMS;
 
 /// Consecutive keys that stand for consecutive pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +72,7 @@ pub struct Table {
 }
 
 /// A RAM file, as the kernel names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(C)]
 pub struct File {
     /// Inode number.
@@ -142,6 +144,14 @@ pub struct Flags {
     pub layout_stale: u8,
     /// Pads to a cache line.
     pub unused2: [u8; 63],
+    /// Another process is mapping one of the RAM files writable.
+    pub foreign_mapping: u8,
+    /// Pads to a cache line.
+    pub unused3: [u8; 63],
+    /// The VMM has emptied KVM's dirty ring: what was in it is being protected by KVM again.
+    pub ring_reset: u8,
+    /// Pads to a cache line.
+    pub unused4: [u8; 63],
 }
 
 /// Element of the [`Header`].
@@ -155,6 +165,6 @@ const _: () = {
     assert!(size_of::<Extent>() << EXTENTS_SHIFT == ELEMENT);
     assert!(size_of::<Header>() <= ELEMENT);
     assert!(size_of::<Header>() == 24 + 5 * 8 + 8 * 4 + MAX_FILES * 16); // no hidden padding
-    assert!(size_of::<Flags>() == 3 * 64);
+    assert!(size_of::<Flags>() == 5 * 64);
     assert!(CHUNK_SHIFT <= ELEMENT_SHIFT);
 };

@@ -19,6 +19,8 @@ pub struct Offsets {
     pub dirty_ring: DirtyRing,
     /// Arguments of the system calls' tracepoints.
     pub arguments: Arguments,
+    /// Arguments of `mmap`.
+    pub mmap: Mmap,
     /// From a task to an open file's inode.
     pub files: Files,
     /// From an open file to KVM's memslots.
@@ -73,6 +75,20 @@ pub struct Arguments {
     pub ftruncate_fd: u32,
     /// Pads to a multiple of 8.
     pub unused: u32,
+}
+
+/// Arguments of `mmap` in its `sys_enter` tracepoint, each 8 bytes wide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Mmap {
+    /// Protection.
+    pub prot: u32,
+    /// Flags.
+    pub flags: u32,
+    /// Descriptor.
+    pub fd: u32,
+    /// No offset: the daemon's own process id, whose mappings do not count.
+    pub daemon: u32,
 }
 
 /// `task->files->fdt->fd[n]->f_inode->{i_ino, i_sb->{s_dev, s_magic}}`.
@@ -191,4 +207,4 @@ pub struct Remaps {
     pub mremap_flags: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 4 * (3 * 2 + 2 + 10 + 10 + 24 + 4 + 8)); // all are u32: no padding
+const _: () = assert!(size_of::<Offsets>() == 4 * (3 * 2 + 2 + 10 + 4 + 10 + 24 + 4 + 8)); // all are u32: no padding

@@ -79,7 +79,7 @@ extern "C" fn step(_: u64, compare: *mut Compare) -> u64 {
 /// # Safety
 /// None needed: every read goes through the helper, which checks addresses.
 #[inline(always)]
-unsafe fn identity(fd: u64) -> Result<(u64, u32, u64), i32> {
+pub unsafe fn identity(fd: u64) -> Result<(u64, u32, u64), i32> {
     // SAFETY: see `which`.
     unsafe {
         let task = bpf_get_current_task();

@@ -11,10 +11,12 @@
 
 mod count;
 mod discard;
+mod foreign_mmap;
 mod files;
 mod gate;
 mod handle_mm_fault;
 mod kvm_dirty_ring_push;
+mod kvm_dirty_ring_reset;
 mod kvm_page_fault;
 mod memslots;
 mod offsets;

@@ -58,7 +58,7 @@ impl Vm {
         Self::of(process())
     }
 
-    /// The process of this thread group id, if it is tracked.
+    /// The process with this id, if it is tracked.
     #[inline(always)]
     pub fn of(process: u32) -> Option<Self> {
         // SAFETY: entries are maps, which the kernel keeps alive while a program runs. A reused entry would at worst be another VM's
@@ -161,6 +161,24 @@ impl Vm {
         if let Some(flags) = self.flags() {
             // SAFETY: points into element 1 of a map.
             unsafe { core::ptr::write_volatile(&raw mut (*flags).discards_overflowed, 1) };
+        }
+    }
+
+    /// Says that another process is mapping the VM's RAM writable.
+    #[inline(always)]
+    pub fn foreign_mapping(&self) {
+        if let Some(flags) = self.flags() {
+            // SAFETY: points into element 1 of a map.
+            unsafe { core::ptr::write_volatile(&raw mut (*flags).foreign_mapping, 1) };
+        }
+    }
+
+    /// Says that the VMM has emptied the dirty ring.
+    #[inline(always)]
+    pub fn ring_reset(&self) {
+        if let Some(flags) = self.flags() {
+            // SAFETY: points into element 1 of a map.
+            unsafe { core::ptr::write_volatile(&raw mut (*flags).ring_reset, 1) };
         }
     }
 

@@ -65,6 +65,14 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "PERCENT")]
     guest_budget: Option<f64>,
 
+    /// Use only this witness of writes: write-protect, ebpf or rehash. Can be repeated
+    ///
+    /// All are used if none is given. Without write-protect nothing is done to a VMM: no thread of it is stopped and no page of its guest
+    /// is protected, and every VM is advisory, read again now and then. Without ebpf no program is loaded into the kernel: writes are
+    /// found by scans, and discarded memory late. rehash is never left out.
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    witness: Vec<String>,
+
     /// What to log, on stderr: error, warn, info, debug, trace, or filters such as indexer::watch=debug
     ///
     /// If it is not given, $RUST_LOG counts, then `log` in the configuration, then info.
@@ -110,7 +118,8 @@ Examples:
   ssh -L 8080:/run/memdex/memdexd.sock root@host
       Look at a host's dashboard and /docs: open http://localhost:8080/
 
-Keys of the configuration: listen, include, exclude (lists), hash_threads, tick_ms, audit_percent, settle_seconds, guest_budget, log, [peer] NAME = \"URL\",
+Keys of the configuration: listen, include, exclude (lists), hash_threads, tick_ms, audit_percent, settle_seconds,
+guest_budget, witness (list), log, [peer] NAME = \"URL\",
 [tls] certificate, key, ca, [migration] at_once, max_bandwidth, keep_mib.
 
 Needs root, or the abilities SYS_PTRACE, SYS_ADMIN, BPF and PERFMON; what is missing is said at the start, and VMs
@@ -130,6 +139,7 @@ impl Cli {
             audit_percent: self.audit_percent,
             settle_seconds: self.settle_seconds,
             guest_budget: self.guest_budget,
+            witness: self.witness,
             log,
         }
     }
@@ -150,13 +160,13 @@ mod tests {
     #[test]
     fn everything_given_reaches_the_configuration() {
         let cli = Cli::parse_from(
-            "memdexd --listen unix:/a --peer b=unix:/b --include x --exclude y --hash-threads 3 --tick-ms 9 --audit-percent 1.5 --settle-seconds 7 --guest-budget 3 --log warn"
+            "memdexd --listen unix:/a --peer b=unix:/b --include x --exclude y --hash-threads 3 --tick-ms 9 --audit-percent 1.5 --settle-seconds 7 --guest-budget 3 --witness ebpf --log warn"
                 .split(' '),
         );
         let over = cli.overrides();
         assert_eq!((over.listen, over.peer), (vec!["unix:/a".to_owned()], vec!["b=unix:/b".to_owned()]));
         assert_eq!((over.include, over.exclude), (vec!["x".to_owned()], vec!["y".to_owned()]));
-        assert_eq!(over.settle_seconds, Some(7));
+        assert_eq!((over.settle_seconds, over.witness), (Some(7), vec!["ebpf".to_owned()]));
         assert_eq!((over.hash_threads, over.tick_ms, over.log.as_deref()), (Some(3), Some(9), Some("warn")));
         assert_eq!((over.audit_percent, over.guest_budget), (Some(1.5), Some(3.0)));
     }

@@ -171,9 +171,10 @@ fn options(config: &Config, hook_debug: bool) -> Result<HostOptions, Failure> {
             settle: config.settle,
             audit_share: config.audit_percent / 100.0,
             guest_budget_ppm: (config.guest_budget * 1e4).round() as u32,
+            write_protect: config.witnesses.write_protect,
             ..TrackerOptions::default()
         },
-        hooks: HookOptions { debug: hook_debug },
+        hooks: HookOptions { debug: hook_debug, left_out: !config.witnesses.ebpf },
         keep_bytes: config.migration.keep_bytes,
         maps: Some(MapFolder::new(config.maps())),
         ..HostOptions::default()

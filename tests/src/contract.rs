@@ -58,6 +58,9 @@ pub struct Coverage {
     pub offset: u64,
     pub status: String,
     pub reason: Option<String>,
+    /// Added to the contract after version 0.1.
+    #[serde(default)]
+    pub missing: Vec<String>,
 }
 
 /// Pages in each state.
@@ -110,6 +113,12 @@ pub struct Diff {
     /// Added to the contract by version 0.1.
     #[serde(default)]
     pub staleness_ms: Option<u64>,
+    /// Added to the contract after version 0.1.
+    #[serde(default)]
+    pub advisory_reasons: Vec<String>,
+    /// Added to the contract after version 0.1.
+    #[serde(default)]
+    pub coverage: Vec<Coverage>,
 }
 
 /// Pages or bytes by what would have to be done with them.

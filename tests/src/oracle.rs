@@ -105,7 +105,18 @@ pub fn content(vm: &Vm, pages: &[Page]) -> Vec<Option<String>> {
     pages.iter().map(|page| truth(page, &sources[page.region as usize])).collect()
 }
 
-fn truth(page: &Page, source: &Source) -> Option<String> {
+/// Where the pages of a region can be read, by its coverage's own offset.
+///
+/// # Panics
+/// If the RAM can't be found.
+#[must_use]
+pub fn source(vm: &Vm, region: &Coverage) -> Source {
+    Source::of(vm.pid, &mapping_of(region, region.offset, &mappings(vm.pid)))
+}
+
+/// What a page holds: its hash in hex, None for zeros.
+#[must_use]
+pub fn truth(page: &Page, source: &Source) -> Option<String> {
     let mut bytes = [0; PAGE as usize];
     source.read(page.offset, &mut bytes)?;
     bytes.iter().any(|byte| *byte != 0).then(|| blake3::hash(&bytes).to_hex().to_string())

@@ -32,6 +32,8 @@ pub enum Ram {
     Memfd,
     /// Private anonymous memory.
     Anonymous,
+    /// A memfd of huge pages; the host has to have some.
+    Hugetlb,
     /// A file at this path.
     File(PathBuf),
 }
@@ -80,6 +82,7 @@ impl Tiny {
         match &options.ram {
             Ram::Memfd => command.arg("memfd"),
             Ram::Anonymous => command.arg("anon"),
+            Ram::Hugetlb => command.arg("hugetlb"),
             Ram::File(path) => {
                 fs::write(path, "").expect("the RAM file can be made");
                 if let Some(uid) = options.uid {
@@ -93,13 +96,34 @@ impl Tiny {
             command.args(["--uid", &uid.to_string()]);
         }
         command.args(&options.arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = Process::start(name, &mut command);
+        Self::launch(name, &mut command, files)
+    }
+
+    fn launch(name: &str, command: &mut std::process::Command, files: Vec<PathBuf>) -> Self {
+        let mut process = Process::start(name, command);
         let input = process.child().stdin.take();
         let output = process.child().stdout.take().expect("stdout is a pipe");
         let mut tiny = Self { process, input, output: BufReader::new(output).lines(), files };
         let ready = tiny.line();
         assert_eq!(ready.as_deref(), Some("ready"), "{name} did not start; is /dev/kvm there?");
         tiny
+    }
+
+    /// Starts a process of its own that maps a guest's RAM file (its slot 0, a memfd) when it is told to, and writes it: `map`,
+    /// `poke PAGE COUNT SEED`, `unmap`.
+    ///
+    /// # Panics
+    /// If the guest has no such memfd, or the process does not start.
+    #[must_use]
+    pub fn writer_to(scratch: &Scratch, guest: &Self) -> Self {
+        let folder = format!("/proc/{}/fd", guest.pid());
+        let descriptors = fs::read_dir(&folder).expect("the guest runs").flatten();
+        let of_ram = |target: PathBuf| target.to_string_lossy().starts_with("/memfd:tiny-ram-0");
+        let ram = descriptors.map(|entry| entry.path()).find(|path| fs::read_link(path).is_ok_and(of_ram));
+        let mut command = scratch.command(binary("tiny-vmm"));
+        command.arg("--write-to").arg(ram.expect("the guest has a memfd"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self::launch("writer", &mut command, Vec::new())
     }
 
     /// Process id of the VMM.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 const STEP: Duration = Duration::from_millis(5);
 
 /// Every bound is multiplied by this: 1, or `$MEMDEX_PATIENCE` where a host is known to be slow (an emulated processor).
-fn patience() -> u32 {
+#[must_use]
+pub fn patience() -> u32 {
     std::env::var("MEMDEX_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 

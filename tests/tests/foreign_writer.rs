@@ -38,10 +38,23 @@ fn what_another_process_writes_is_found() {
         });
     };
     tracking("advisory");
-    // Until everything has been read once more, what was written since then may go unnoticed, and the VM says so.
-    std::thread::sleep(Duration::from_millis(300));
     let vm = daemon.vm_of(guest.pid()).expect("it runs");
-    assert!(vm.staleness_ms >= 300, "{vm:?}");
+    let region = &vm.coverage[0];
+    assert_eq!(region.status, "advisory", "{region:?}");
+    assert!(region.reason.as_ref().is_some_and(
+        |reason| reason.contains("maps this VM's RAM writable") || reason.contains("has just mapped")
+    ));
+    let diff = daemon.diff(&vm.id, &daemon.url());
+    assert!(diff.coverage.iter().all(|region| region.status == "advisory"), "{diff:?}");
+    assert!(!diff.advisory_reasons.is_empty(), "{diff:?}");
+    let metrics = String::from_utf8_lossy(&daemon.get("/metrics").body).into_owned();
+    let line =
+        |line: &&str| line.starts_with("memdex_vm_region_pages{") && line.contains("status=\"advisory\"");
+    assert!(metrics.lines().find(line).is_some_and(|line| line.ends_with(" 4096")), "{metrics}");
+    // What is written from now on may go unnoticed until everything is read once more, and the VM says so.
+    wait::until("the map to be called older", Duration::from_secs(5), || {
+        daemon.vm_of(guest.pid()).filter(|vm| vm.staleness_ms >= 300)
+    });
     write(100, 1);
     write(1500, 2);
     daemon.sync(&vm.id);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::vm::Tracking;
+use crate::vm::{RegionCoverage, Tracking};
 
 /// The answer to "what does that host lack of this VM?".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,12 @@ pub struct Diff {
     pub generation: u64,
     /// Whether the VM's `current` pages can be relied on.
     pub tracking: Tracking,
+    /// Why `tracking` is `advisory`; empty when it is `exact`.
+    #[serde(default)]
+    pub advisory_reasons: Vec<String>,
+    /// Per region: how it was watched when the map was taken.
+    #[serde(default)]
+    pub coverage: Vec<RegionCoverage>,
     /// Milliseconds for which a write can have gone unnoticed at most when the map was taken; see `VmInfo`.
     #[serde(default)]
     pub staleness_ms: u64,

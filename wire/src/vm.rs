@@ -106,7 +106,7 @@ pub enum Tracking {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Witness {
-    /// `write-protect`, `soft-dirty` (where the kernel has nothing better), `rehash`, or the name of an eBPF hook such as `ebpf:kvm_page_fault`.
+    /// `write-protect`, `soft-dirty` (where the kernel has nothing better), `rehash`, `kvm-dirty-ring` (if the VMM has it on), or the name of an eBPF hook such as `ebpf:kvm_page_fault`.
     pub name: String,
     /// Whether it is at work for this VM.
     pub status: WitnessStatus,
@@ -144,6 +144,9 @@ pub struct RegionCoverage {
     /// Why it is not `exact`.
     #[serde(default)]
     pub reason: Option<String>,
+    /// Names of the witnesses that are not at work for it; `witnesses` says why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 /// How well a region is watched.

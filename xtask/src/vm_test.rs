@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     #[arg(value_name = "KERNEL", value_parser = PossibleValuesParser::new(HOST_KERNELS.map(|kernel| kernel.name)))]
     kernels: Vec<String>,
     /// Time for each kernel, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     limit: u64,
     /// Don't load KVM in there
     #[arg(long)]

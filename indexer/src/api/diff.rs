@@ -54,6 +54,7 @@ pub(super) async fn get(
     // Before the snapshot: the bound holds for what the snapshot shows.
     let freshness = vm.freshness();
     let (staleness_ms, oldest_mark_ms) = (freshness.staleness_ms(), freshness.oldest_mark_ms());
+    let status = vm.status();
     let snapshot = vm.snapshot();
     let pages = tokio::select! {
         pages = compare(&peer, &snapshot) => pages?,
@@ -63,7 +64,9 @@ pub(super) async fn get(
         vm: vm.id().to_owned(),
         to: peer.host().to_string(),
         generation: snapshot.generation().0,
-        tracking: vm.tracking(),
+        tracking: status.tracking,
+        advisory_reasons: status.reasons,
+        coverage: status.coverage,
         staleness_ms,
         oldest_mark_ms,
         mismatches: vm.counters.mismatches.get(),

@@ -3,7 +3,7 @@
 //! Owns the rendering. Written by hand, because all figures live elsewhere and are only printed here: a client library
 //! would want to own them, and the format is three kinds of lines.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use axum::{
     extract::State,
@@ -13,11 +13,12 @@ use axum::{
 use memdex_wire::{
     migration::Direction,
     problem::Problem,
-    vm::{Tracking, VmInfo},
+    vm::{CoverageStatus, Tracking, VmInfo, WitnessStatus},
 };
 
 use super::{ApiState, negotiate::choose, problem::ApiError};
 use crate::{
+    host::Vm,
     metrics::{AuditCounters, Description, HttpCounters, Kind, MigrationCounters, VmCounters},
     units,
 };
@@ -118,10 +119,52 @@ fn vms(out: &mut Text, state: &ApiState) {
             );
         }
     }
+    coverage(out, &vms);
     let counters: Vec<_> = vms.iter().map(|(info, vm)| (labels(info), &vm.counters)).collect();
     set(out, VmCounters::descriptions(), &counters);
     let audits: Vec<_> = vms.iter().map(|(info, vm)| (labels(info), &vm.audit)).collect();
     set(out, AuditCounters::descriptions(), &audits);
+}
+
+/// Pages of each region, with how they are watched and why not better.
+fn coverage(out: &mut Text, vms: &[(VmInfo, &Arc<Vm>)]) {
+    out.family(
+        "memdex_vm_region_pages",
+        "gauge",
+        "Pages of a region of guest RAM, by how it is watched and why not exactly.",
+    );
+    for (vm, _) in vms {
+        for region in &vm.coverage {
+            let status = match region.status {
+                CoverageStatus::Exact => "exact",
+                CoverageStatus::Advisory => "advisory",
+                CoverageStatus::Unreadable => "unreadable",
+            };
+            let first = region.first_page.to_string();
+            let labels = [
+                ("vm", vm.id.as_str()),
+                ("name", vm.name.as_str()),
+                ("region", region.region.as_str()),
+                ("first_page", first.as_str()),
+                ("status", status),
+                ("reason", region.reason.as_deref().unwrap_or_default()),
+            ];
+            out.sample("memdex_vm_region_pages", &labels, region.pages as f64);
+        }
+    }
+    out.family(
+        "memdex_vm_witness",
+        "gauge",
+        "1 if a witness is at work for the VM, 0 if it could not be attached.",
+    );
+    for (vm, _) in vms {
+        for witness in &vm.witnesses {
+            let active = witness.status == WitnessStatus::Active;
+            let labels =
+                [("vm", vm.id.as_str()), ("name", vm.name.as_str()), ("witness", witness.name.as_str())];
+            out.sample("memdex_vm_witness", &labels, f64::from(u8::from(active)));
+        }
+    }
 }
 
 fn labels(vm: &VmInfo) -> Vec<(&str, &str)> {

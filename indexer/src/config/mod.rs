@@ -18,6 +18,8 @@ use std::{
 use migrate_client::HostUrl;
 use serde::Deserialize;
 
+use crate::watch::witnesses::Witnesses;
+
 /// All settings, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -39,6 +41,8 @@ pub struct Config {
     pub settle: Duration,
     /// Share of one vCPU that being watched may cost each guest, in percent.
     pub guest_budget: f64,
+    /// Which witnesses may be used.
+    pub witnesses: Witnesses,
     /// Filter for the log, as in `RUST_LOG`.
     pub log: Option<String>,
     /// Certificates.
@@ -75,6 +79,8 @@ struct File {
     audit_percent: Option<f64>,
     settle_seconds: Option<u64>,
     guest_budget: Option<f64>,
+    #[serde(default)]
+    witness: Vec<String>,
     log: Option<String>,
     #[serde(default)]
     tls: TlsFiles,
@@ -103,6 +109,8 @@ pub struct Overrides {
     pub settle_seconds: Option<u64>,
     /// Replaces the file's figure.
     pub guest_budget: Option<f64>,
+    /// Replaces the file's list if it is not empty.
+    pub witness: Vec<String>,
     /// Replaces the file's filter.
     pub log: Option<String>,
 }
@@ -183,6 +191,8 @@ impl Config {
             let why = format!("{guest_budget} is not between 0.01 and 100 percent of one vCPU");
             return Err(value("guest_budget", why));
         }
+        let witnesses =
+            Witnesses::named(&either(over.witness, file.witness)).map_err(|why| value("witness", why))?;
         let hash_threads = over.hash_threads.or(file.hash_threads).unwrap_or_else(half_the_cores);
         if !(1..=1024).contains(&hash_threads) {
             return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
@@ -197,6 +207,7 @@ impl Config {
             audit_percent,
             settle: Duration::from_secs(settle),
             guest_budget,
+            witnesses,
             log: over.log.or(file.log),
             tls: file.tls,
             migration: file.migration.checked()?,
@@ -333,6 +344,7 @@ mod tests {
             audit_percent = 2
             settle_seconds = 300
             guest_budget = 2.5
+            witness = ["ebpf"]
             log = "debug"
             [peer]
             host2 = "tls://host2.example:7373"
@@ -349,6 +361,7 @@ mod tests {
         assert!((config.audit_percent - 2.0).abs() < 1e-9);
         assert!((config.guest_budget - 2.5).abs() < 1e-9);
         assert_eq!(config.settle, Duration::from_secs(300));
+        assert_eq!(config.witnesses, Witnesses { write_protect: false, ebpf: true });
         assert!(config.wants_token());
     }
 
@@ -384,6 +397,7 @@ mod tests {
             ("audit_percent = nan", "audit_percent: NaN"),
             ("guest_budget = 0", "guest_budget: 0 is not between"),
             ("guest_budget = 101", "guest_budget: 101 is not between"),
+            ("witness = ['magic']", "witness: \"magic\" is no witness"),
             ("settle_seconds = 86401", "settle_seconds: 86401 seconds is more"),
             ("listen = ['tcp://10.0.0.1:1']", "tls://"),
             ("listen = ['tcp://0.0.0.0:1']", "tls://"),

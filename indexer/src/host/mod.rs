@@ -120,6 +120,8 @@ pub(crate) struct Shared {
     events: broadcast::Sender<Event>,
     swept: AtomicBool,
     stopping: AtomicBool,
+    /// A process was seen to map a VM's RAM: the sweeper is to find out who.
+    pub(crate) mappings_changed: AtomicBool,
 }
 
 impl Shared {
@@ -214,6 +216,7 @@ impl Host {
             events: broadcast::channel(EVENTS).0,
             swept: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            mappings_changed: AtomicBool::new(false),
             options,
         });
         // Loading the hooks read the kernel's types: tens of megabytes, for a moment.
@@ -317,6 +320,9 @@ fn sweep(shared: &Arc<Shared>) {
     let mut slots = Slots::default();
     let mut gone = None;
     while !shared.stopping.load(Relaxed) {
+        if shared.mappings_changed.swap(false, Relaxed) {
+            discovery.look_at_all_mappings();
+        }
         let found = discovery.sweep(slots.read(&shared.hooks).as_deref());
         shared.registry.update(shared, &found);
         for vm in shared.registry.all() {

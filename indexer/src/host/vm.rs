@@ -96,6 +96,11 @@ fn milliseconds(since: Instant) -> u64 {
 }
 
 impl Status {
+    /// Whether it is of these pages. If not they have just been numbered anew, and the tracker is about to say how they are watched.
+    fn covers(&self, pages: u64) -> bool {
+        self.coverage.iter().map(|region| region.pages).sum::<u64>() == pages
+    }
+
     /// Before the tracker has looked at anything.
     fn beginning(layout: &Layout) -> Self {
         let why = "tracking is just beginning";
@@ -106,6 +111,7 @@ impl Status {
             offset: region.offset,
             status: CoverageStatus::Advisory,
             reason: Some(why.to_owned()),
+            missing: Vec::new(),
         };
         Self {
             tracking: Tracking::Advisory,
@@ -232,6 +238,16 @@ impl Vm {
         self.status.read().unwrap_or_else(PoisonError::into_inner).tracking
     }
 
+    /// How it is watched, and why not better.
+    pub(crate) fn status(&self) -> Status {
+        let status = self.status.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (pages, layout) = {
+            let map = self.map();
+            (map.pages(), Arc::clone(map.layout()))
+        };
+        if status.covers(u64::from(pages)) { status } else { Status::beginning(&layout) }
+    }
+
     /// Everything the API says of the VM.
     #[must_use]
     pub fn info(&self) -> VmInfo {
@@ -243,8 +259,7 @@ impl Vm {
             let map = self.map();
             (map.generation().0, map.counts(), Arc::clone(map.layout()))
         };
-        if status.coverage.iter().map(|region| region.pages).sum::<u64>() != pages.total {
-            // The pages have just been numbered anew, and the tracker is about to say how they are watched.
+        if !status.covers(pages.total) {
             status = Status::beginning(&layout);
         }
         let guest_share = *self.guest_share.lock().unwrap_or_else(PoisonError::into_inner);

@@ -59,12 +59,12 @@ impl FileMemory {
     ) -> Result<Self, MemoryError> {
         // The mapping itself is the surest way (CAP_SYS_ADMIN), also for a file that was deleted or is in another mount namespace. Then a
         // descriptor the process still has, then the name as the process sees it.
-        let file = mapped_file(process, start)
-            .ok()
-            .filter(|(file, _)| is(file, wanted))
-            .map(|(file, _)| file)
-            .or_else(|| open_descriptor(process, wanted))
-            .or_else(|| open_path(process, path, wanted));
+        let file = match mapped_file(process, start) {
+            Ok((file, _)) if is(&file, wanted) => Some(file),
+            // Something else is mapped there by now: the file as the VMM still has it open is not the guest's memory any more.
+            Ok(_) => None,
+            Err(_) => open_descriptor(process, wanted).or_else(|| open_path(process, path, wanted)),
+        };
         match file {
             Some(file) => {
                 let in_place = Window::possible() && is_shmem(&file);
@@ -267,6 +267,30 @@ pub(super) fn mapped_file_with(
         return Err(Errno::SRCH.into());
     }
     Ok((file, offset + (address.0 - range.start)))
+}
+
+/// Whether all of a range still shows the file, from `offset` on. Where the kernel does not let us look it is taken for granted.
+pub(super) fn still_mapped(process: &Process, range: Range<u64>, wanted: Identity, offset: u64) -> bool {
+    let same = match mapped_file(process, Hva(range.start)) {
+        Ok((file, at)) => is(&file, wanted) && at == offset,
+        Err(error) => return error.kind() == io::ErrorKind::PermissionDenied,
+    };
+    // The rest by the kernel's own numbers, which need not be those of `stat`.
+    let Ok(maps) = process.with_path("maps", fs::read_to_string) else { return false };
+    let (mut at, mut first) = (range.start, None);
+    for line in maps.lines() {
+        let Some((vma, vma_offset)) = mapping(line) else { continue };
+        if at >= range.end || !vma.contains(&at) {
+            continue;
+        }
+        let number = line.split_ascii_whitespace().skip(3).take(2).collect::<Vec<_>>();
+        let continues = vma_offset + (at - vma.start) == offset + (at - range.start);
+        if !continues || *first.get_or_insert_with(|| number.clone()) != number {
+            return false;
+        }
+        at = vma.end;
+    }
+    same && at >= range.end
 }
 
 /// Addresses and file offset of a line of `/proc/PID/maps`.

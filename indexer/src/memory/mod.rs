@@ -110,6 +110,20 @@ impl RegionMemory {
         Ok(Self { pages, source })
     }
 
+    /// Whether the VMM still has this memory where the region is: it may map something else there at any time. To be asked once more when the
+    /// region is watched, since what is mapped there from then on is not.
+    #[must_use]
+    pub fn still_mapped(&self, process: ProcessId, region: &Region) -> bool {
+        let Backing::SharedFile { device, inode, offset, .. } = &region.backing else {
+            // It is read through the address space, and so is what is there, whatever it is.
+            return true;
+        };
+        let wanted = file::Identity { device: *device, inode: *inode };
+        Process::open(process).is_ok_and(|process| {
+            file::still_mapped(&process, region.start.0..region.end().0, wanted, *offset)
+        })
+    }
+
     /// Appends the runs of pages (numbers within the region) that may hold data; all others read as zero and take no memory. For a RAM
     /// file the *file* is asked, not the page table: a page that another mapping wrote has no entry in the VMM's page table.
     ///

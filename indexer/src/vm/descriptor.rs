@@ -23,6 +23,8 @@ pub struct VmDescriptor {
     pub memslots: Vec<Memslot>,
     /// The first file that the VMM has open for direct I/O: its disks write guest memory some time after the page tables have shown it.
     pub direct_io: Option<PathBuf>,
+    /// Whether the VMM has KVM's dirty ring on. It need not log anything.
+    pub dirty_ring: bool,
     /// Ways to write this VM's memory that tracking cannot see (VFIO, registered buffers, foreign mappings …), in words.
     pub doubts: Vec<String>,
 }

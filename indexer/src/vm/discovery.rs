@@ -13,6 +13,7 @@ use crate::vm::{
     filter::NameFilter,
     foreign::Foreign,
     kvm::KvmVm,
+    maps::FileKey,
     processes::{Image, ProcessDir},
     table::{Process, ProcessTable, STAT_EVERY, STAT_OFTEN},
     watched::{Outcome, Program, Sources, Watched},
@@ -115,11 +116,19 @@ impl Discovery {
         }
         self.watched.retain(|key, _| live.contains(key));
         self.drop_copies(&mut seen);
-        if self.watched.values().any(|watched| !watched.ram_files.is_empty()) {
-            self.foreign.look(&self.table, now, &mut self.buffer);
+        let ram: HashSet<FileKey> =
+            self.watched.values().flat_map(|watched| watched.ram_files.iter().copied()).collect();
+        if !ram.is_empty() {
+            self.foreign.look(&self.table, &ram, &watched, now, &mut self.buffer);
         }
         self.show(seen, now);
         self.in_order()
+    }
+
+    /// Somebody is known to have mapped a VM's RAM: the next sweep looks through the mappings of every process, not only of those whose
+    /// turn it is.
+    pub fn look_at_all_mappings(&mut self) {
+        self.foreign.look_at_all();
     }
 
     /// When the open files of a VMM were last looked at (the time at which that began), and whether one was open for direct I/O.

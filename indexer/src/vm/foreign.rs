@@ -33,6 +33,8 @@ const MAX_MAPS: usize = 16 << 20;
 pub(crate) struct Foreign {
     known: HashMap<ProcessId, Look>,
     last_turn: Option<Instant>,
+    /// Everybody's turn comes next.
+    all: bool,
 }
 
 #[derive(Debug)]
@@ -44,39 +46,59 @@ struct Look {
 }
 
 impl Foreign {
+    /// Everybody's turn comes next.
+    pub(crate) fn look_at_all(&mut self) {
+        self.all = true;
+    }
+
     /// Takes the next turn through the processes.
-    pub(crate) fn look(&mut self, table: &ProcessTable, now: Instant, buffer: &mut Vec<u8>) {
+    /// Those that map one of `ram` and are none of `vmms` have one every time: when they stop, the VM is to be exact again.
+    pub(crate) fn look(
+        &mut self,
+        table: &ProcessTable,
+        ram: &HashSet<FileKey>,
+        vmms: &HashSet<u32>,
+        now: Instant,
+        buffer: &mut Vec<u8>,
+    ) {
         self.known.retain(|id, look| {
             table.get(id.pid).is_some_and(|process| process.id() == *id && process.stat.image == look.image)
         });
         let pause = self.last_turn.map_or(BEAT / 16, |last| now.duration_since(last)).min(BEAT);
         self.last_turn = Some(now);
         let share = table.len() as u128 * pause.as_millis() / BEAT.as_millis();
-        let turn = usize::try_from(share).unwrap_or(usize::MAX).max(LEAST);
+        let all = std::mem::take(&mut self.all);
+        let turn = if all { table.len() } else { usize::try_from(share).unwrap_or(usize::MAX).max(LEAST) };
 
         let own = std::process::id();
-        let mut due: Vec<(Option<Instant>, &Process)> = table
+        let maps_ram = |pid: u32, look: &Look| !vmms.contains(&pid) && !look.files.is_disjoint(ram);
+        let due: Vec<(Option<Instant>, &Process)> = table
             .iter()
             .filter(|process| {
-                process.pid != own && !process.stat.kernel_thread() && !process.about_to_exec(now)
+                process.pid != own && !process.stat.kernel_thread() && (all || !process.about_to_exec(now))
             })
             .filter_map(|process| match self.known.get(&process.id()) {
                 None => Some((None, process)),
                 Some(look) => {
                     let changed = look.address_space != process.stat.address_space;
-                    let pause = if changed { CHANGED } else { UNCHANGED };
-                    (now.duration_since(look.at) >= pause).then_some((Some(look.at), process))
+                    let pause = match changed {
+                        _ if maps_ram(process.pid, look) => Duration::ZERO,
+                        true => CHANGED,
+                        false => UNCHANGED,
+                    };
+                    (all || now.duration_since(look.at) >= pause).then_some((Some(look.at), process))
                 }
             })
             .collect();
-        // Never seen first, then those that have waited longest.
-        due.sort_by_key(|(last, _)| *last);
-        for (_, process) in due.into_iter().take(turn) {
-            let files = writable_files(process, buffer);
-            self.known.insert(
-                process.id(),
-                Look { at: now, image: process.stat.image, address_space: process.stat.address_space, files },
-            );
+        // Never seen first, then those that have waited longest; those that are asked every time have no part in it.
+        let (every_time, mut by_turns): (Vec<_>, Vec<_>) = due.into_iter().partition(|(_, process)| {
+            self.known.get(&process.id()).is_some_and(|look| maps_ram(process.pid, look))
+        });
+        by_turns.sort_by_key(|(last, _)| *last);
+        for (_, process) in every_time.into_iter().chain(by_turns.into_iter().take(turn)) {
+            let (files, address_space) = writable_files(process, buffer);
+            self.known
+                .insert(process.id(), Look { at: now, image: process.stat.image, address_space, files });
         }
     }
 
@@ -92,21 +114,21 @@ impl Foreign {
     }
 }
 
-fn writable_files(process: &Process, buffer: &mut Vec<u8>) -> HashSet<FileKey> {
+/// The files, and the size of the address space just before they were looked at: what the table knows may be older.
+fn writable_files(process: &Process, buffer: &mut Vec<u8>) -> (HashSet<FileKey>, u64) {
     let read = ProcessDir::open(process.pid).and_then(|dir| {
         // The pid may be another's by now; then the look counts for nobody.
-        let mut stat = Vec::new();
-        let same = dir.stat(&mut stat)?.start_time == process.stat.start_time;
-        if same {
-            dir.read("maps", MAX_MAPS, buffer).map(drop)
+        let stat = dir.stat(&mut Vec::new())?;
+        if stat.start_time == process.stat.start_time {
+            dir.read("maps", MAX_MAPS, buffer).map(|_| stat.address_space)
         } else {
             Err(std::io::ErrorKind::NotFound.into())
         }
     });
-    if read.is_err() {
-        return HashSet::new();
+    match read {
+        Ok(address_space) => (writable(buffer).collect(), address_space),
+        Err(_) => (HashSet::new(), process.stat.address_space),
     }
-    writable(buffer).collect()
 }
 
 /// The files of the writable shared mappings in a `/proc/PID/maps`.

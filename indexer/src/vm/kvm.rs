@@ -1,7 +1,7 @@
 //! What is known from KVM: the VMs as the kernel's own tables show them. Owns the type that the kernel-side
 //! iterator fills and the few rules on memory slots; never asks the kernel itself.
 
-use crate::vm::descriptor::Memslot;
+use crate::vm::{descriptor::Memslot, maps::Vma};
 
 /// One open `kvm-vm` file: a KVM virtual machine, and the process that holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,12 @@ impl Memslot {
     pub const fn overlaps(&self, start: u64, end: u64) -> bool {
         self.hva.0 < end && start < self.hva_end()
     }
+}
+
+/// Whether a mapping is a vCPU's dirty ring: the file of the vCPU, from page `KVM_DIRTY_LOG_PAGE_OFFSET` on.
+pub(crate) fn is_dirty_ring(vma: &Vma) -> bool {
+    const AT: u64 = 64 * 4096;
+    vma.offset == AT && vma.path.starts_with(b"anon_inode:kvm-vcpu:")
 }
 
 /// The slots of all VMs of one process, in a stable order, and how many different VMs there are.

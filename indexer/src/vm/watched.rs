@@ -235,6 +235,7 @@ impl Watched {
             regions,
             memslots,
             direct_io: self.open.direct_io.clone(),
+            dirty_ring: vmas.iter().any(kvm::is_dirty_ring),
             doubts,
         }))
     }

@@ -65,3 +65,4 @@ mod softdirty;
 pub mod tracker;
 pub(crate) mod unsettled;
 pub mod userfault;
+pub mod witnesses;

@@ -33,7 +33,7 @@ fn a_changed_memslot_makes_the_layout_stale_until_tracked_anew() {
     vmm.tell("slot 4 16777216 0 16");
     vmm.tell("run");
     let all = take(&mut marks);
-    assert_eq!(all.taken, Taken { overflowed: true, layout_stale: true, discards_overflowed: false });
+    assert_eq!(all.taken, Taken { overflowed: true, layout_stale: true, ..Taken::default() });
 
     let mut renewed = hooks().track(vmm.pid(), &layout_with_slots(&vmm)).unwrap();
     assert_eq!(take(&mut marks), All::default(), "the old marks, one last time");

@@ -26,7 +26,7 @@ use vmm::Vmm;
 fn hooks() -> &'static Hooks {
     static HOOKS: OnceLock<Hooks> = OnceLock::new();
     HOOKS.get_or_init(|| {
-        let hooks = Hooks::load(&HookOptions { debug: true });
+        let hooks = Hooks::load(&HookOptions { debug: true, ..HookOptions::default() });
         for status in hooks.status() {
             assert!(status.attached, "{}: {:?}", status.name, status.reason);
         }

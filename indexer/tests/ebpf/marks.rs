@@ -14,6 +14,7 @@ fn every_hook_is_attached_and_named() {
             "ebpf:page_fault_user",
             "ebpf:page_fault_kernel",
             "ebpf:discard",
+            "ebpf:mmap",
             "ebpf:memslots",
         ]
     );

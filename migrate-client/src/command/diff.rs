@@ -41,6 +41,7 @@ pub(super) async fn run(mut context: Context, arguments: Arguments) -> Result<()
                 say(
                     "tracking is advisory: some of these pages may have changed unseen since they were read (see `memdex vms`)",
                 );
+                diff.advisory_reasons.iter().for_each(|reason| say(&printable(reason)));
             }
         }
     }

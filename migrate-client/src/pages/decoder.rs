@@ -174,6 +174,7 @@ mod tests {
                     offset: first_page * 8,
                     status: CoverageStatus::Exact,
                     reason: None,
+                    missing: Vec::new(),
                 };
                 first_page += pages;
                 c

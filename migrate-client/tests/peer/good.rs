@@ -136,6 +136,7 @@ fn vm(id: &str, name: &str, pid: u32) -> VmInfo {
         offset: first_page * 4096,
         status: CoverageStatus::Exact,
         reason: None,
+        missing: Vec::new(),
     };
     let counts = PAGES / 4;
     VmInfo {
@@ -270,6 +271,7 @@ async fn diff(State(vms): State<Vms>, Path(key): Path<String>, Query(To { to }):
     }
     with(&vms, &key, |vm| {
         let pages = DiffCounts { total: PAGES, zero: 2000, matched: 600, missing: 300, stale: 100 };
+        let (advisory_reasons, coverage) = (vm.advisory_reasons, vm.coverage);
         let (tracking, bytes, generation) = (vm.tracking, pages.in_bytes(), vm.generation);
         let (staleness_ms, oldest_mark_ms, mismatches) = (vm.staleness_ms, vm.oldest_mark_ms, vm.mismatches);
         axum::Json(Diff {
@@ -277,6 +279,8 @@ async fn diff(State(vms): State<Vms>, Path(key): Path<String>, Query(To { to }):
             to,
             generation,
             tracking,
+            advisory_reasons,
+            coverage,
             staleness_ms,
             oldest_mark_ms,
             mismatches,

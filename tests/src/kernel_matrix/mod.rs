@@ -26,7 +26,7 @@ use crate::image::{self, HostKernelSource, HostProgram, ImageError};
 /// Programs that are tried in there, beside the tests.
 pub const PROGRAMS: [&str; 4] = ["memdexd", "memdex", "tiny-vmm", "kernel-check"];
 /// Test programs of the workspace that make sense in there; `kernel-check` says which of their tests run on which kernel.
-pub const TESTS: [&str; 4] = ["ebpf", "memory", "witness", "tiny_guest_soundness"];
+pub const TESTS: [&str; 5] = ["ebpf", "memory", "witness", "tiny_guest_soundness", "conformance"];
 /// Lines of a console that are shown when its kernel fails.
 const CONSOLE_TAIL: usize = 60;
 

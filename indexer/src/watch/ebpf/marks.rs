@@ -79,6 +79,10 @@ pub struct Taken {
     /// KVM's memslots are not those of the layout any more: find out the new ones and track anew. Until then
     /// every write of the guest also sets `overflowed`.
     pub layout_stale: bool,
+    /// Another process is mapping one of the VM's RAM files writable, or did since: its writes will leave no mark.
+    pub foreign_mapping: bool,
+    /// The VMM has emptied KVM's dirty ring: what was marked by a push before is being protected by KVM again.
+    pub ring_reset: bool,
 }
 
 impl Marks {
@@ -88,6 +92,8 @@ impl Marks {
             overflowed: self.mapping.take_flag(Flag::Overflowed),
             discards_overflowed: self.mapping.take_flag(Flag::DiscardsOverflowed),
             layout_stale: self.mapping.take_flag(Flag::LayoutStale),
+            foreign_mapping: self.mapping.take_flag(Flag::ForeignMapping),
+            ring_reset: self.mapping.take_flag(Flag::RingReset),
         };
         let pages = self.header.pages;
         self.each_chunk(self.header.written_summary, |chunk| {

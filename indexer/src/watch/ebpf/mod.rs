@@ -27,12 +27,15 @@ pub use self::{
     marks::{Marks, Taken},
     memslots::{KvmVm, MemslotsError},
 };
+use super::witnesses::LEFT_OUT;
 
 /// How to load the hooks.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HookOptions {
     /// Log every mark and every event that is no page's, through tracing (target `memdexd::ebpf`). Slow: for developers of hooks.
     pub debug: bool,
+    /// Load nothing: the operator has left them out.
+    pub left_out: bool,
 }
 
 /// State of one hook.
@@ -123,6 +126,10 @@ impl Hooks {
     /// 6.1, with BTF and tracefs; needs root.
     #[must_use]
     pub fn load(options: &HookOptions) -> Self {
+        if options.left_out {
+            let statuses = Hook::ALL.map(|hook| HookStatus::missing(hook, LEFT_OUT)).into();
+            return Self { statuses, loaded: None };
+        }
         let (object, statuses) = object::load(options.debug);
         let Some(mut object) = object else { return Self { statuses, loaded: None } };
         let log = options.debug.then(|| log::forward(&mut object)).and_then(|forwarding| {
@@ -216,6 +223,12 @@ impl Hooks {
     #[must_use]
     pub fn guest_faults_attached(&self) -> bool {
         self.attached(Hook::KvmPageFault)
+    }
+
+    /// Why KVM's dirty ring is not listened to, if it is not.
+    #[must_use]
+    pub fn dirty_ring_missing(&self) -> Option<String> {
+        (!self.attached(Hook::DirtyRing)).then(|| self.reason(Hook::DirtyRing))
     }
 
     fn attached(&self, hook: Hook) -> bool {

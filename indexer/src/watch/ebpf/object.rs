@@ -8,7 +8,7 @@ use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     programs::{Iter, KProbe, ProgramError, TracePoint},
 };
-use indexer_common::offsets::{Kvm, Offsets};
+use indexer_common::offsets::{Kvm, Mmap, Offsets};
 
 use super::{HookStatus, btf::Types, shared::Plain, tracefs::Tracefs};
 use crate::watch::softdirty;
@@ -38,6 +38,8 @@ pub(super) enum Hook {
     FaultKernel,
     /// System calls that discard memory.
     Discard,
+    /// `mmap` of any process, for those that map a VM's RAM.
+    Mmap,
     /// The iterator over memory slots.
     Memslots,
     /// The kernel's fault handler, whoever asks for a page.
@@ -50,12 +52,13 @@ pub(super) enum Hook {
 
 impl Hook {
     /// Those of every kernel.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::KvmPageFault,
         Self::DirtyRing,
         Self::FaultUser,
         Self::FaultKernel,
         Self::Discard,
+        Self::Mmap,
         Self::Memslots,
     ];
 
@@ -76,6 +79,7 @@ impl Hook {
             Self::FaultUser => "ebpf:page_fault_user",
             Self::FaultKernel => "ebpf:page_fault_kernel",
             Self::Discard => "ebpf:discard",
+            Self::Mmap => "ebpf:mmap",
             Self::Memslots => "ebpf:memslots",
             Self::FaultHandler => "ebpf:handle_mm_fault",
             Self::Gate => "ebpf:migrate_pages",
@@ -112,6 +116,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
     let arguments = from(&tracefs, Tracefs::arguments);
     let mapping = from(&types, Types::mapping);
     let remaps = from(&tracefs, Tracefs::remaps);
+    let mmap = from(&tracefs, Tracefs::mmap);
     drop(types); // tens of megabytes
 
     let offsets = Offsets {
@@ -120,6 +125,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         page_fault_kernel: kernel.clone().unwrap_or_default(),
         dirty_ring: dirty_ring.clone().unwrap_or_default(),
         arguments: arguments.clone().unwrap_or_default(),
+        mmap: Mmap { daemon: std::process::id(), ..mmap.clone().unwrap_or_default() },
         files: files.clone().unwrap_or_default(),
         kvm: Kvm { two_dimensional: u32::from(two_dimensional_paging()), ..kvm.clone().unwrap_or_default() },
         mapping: mapping.clone().unwrap_or_default(),
@@ -146,6 +152,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         (
             Hook::DirtyRing,
             ready(dirty_ring.map(drop), known(&kvm)).and_then(|()| {
+                tracepoint(&mut object, "kvm_dirty_ring_reset", &[("kvm", "kvm_dirty_ring_reset".into())])?;
                 tracepoint(&mut object, "kvm_dirty_ring_push", &[("kvm", "kvm_dirty_ring_push".into())])
             }),
         ),
@@ -162,6 +169,12 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
             }),
         ),
         (Hook::Discard, arguments.and_then(|_| discards(&mut object))),
+        (
+            Hook::Mmap,
+            ready(mmap.map(drop), files.clone().map(drop)).and_then(|()| {
+                tracepoint(&mut object, "foreign_mmap", &[("syscalls", "sys_enter_mmap".into())])
+            }),
+        ),
         (Hook::Memslots, ready(known(&kvm), files.map(drop)).and_then(|()| iterator(&mut object))),
     ];
     if softdirty::wanted() {

@@ -15,7 +15,7 @@ use aya::{
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
 use indexer_common::{
     calls::{Calls, InFlight},
-    marks::{ELEMENT, MAP_FLAGS},
+    marks::{ELEMENT, File, MAP_FLAGS},
 };
 
 use super::{
@@ -36,6 +36,7 @@ struct State {
     calls: HashMap<MapData, u32, Plain<Calls>>,
     in_flight: HashMap<MapData, u64, Plain<InFlight>>,
     gate: Gate,
+    ram_files: HashMap<MapData, Plain<File>, u32>,
     tracked: Tracked<u32, Process>,
     /// Counts tracks; also the source of epochs.
     last: u64,
@@ -57,6 +58,8 @@ struct Process {
     serial: u64,
     /// Tracks not yet forgotten; the call counters live until the last.
     users: usize,
+    /// Its RAM files, as the programs know them.
+    files: Vec<File>,
 }
 
 impl Registry {
@@ -69,6 +72,7 @@ impl Registry {
             calls: HashMap::try_from(take("CALLS")?)?,
             in_flight: HashMap::try_from(take("IN_FLIGHT")?)?,
             gate: Gate(Array::try_from(take("GATE")?)?),
+            ram_files: HashMap::try_from(take("RAM_FILES")?)?,
             tracked: Tracked::new(),
             last: 0,
         };
@@ -106,9 +110,19 @@ impl Registry {
             }
             return Err(failed(error));
         }
-        let process = state.tracked.entry(pid).or_insert(Process { serial, users: 0 });
+        let files = &plan.header.file[..plan.header.file_count as usize];
+        let process =
+            state.tracked.entry(pid).or_insert_with(|| Process { serial, users: 0, files: Vec::new() });
         process.serial = serial;
         process.users += 1;
+        let before = std::mem::replace(&mut process.files, files.to_vec());
+        for file in before.iter().filter(|file| !files.contains(file)) {
+            let _ = state.ram_files.remove(&Plain(*file));
+        }
+        for file in files {
+            // Full (which takes thousands of files): discovery finds who else maps this one.
+            let _ = state.ram_files.insert(Plain(*file), pid, 0);
+        }
         Ok((serial, mapping))
     }
 
@@ -123,7 +137,10 @@ impl Registry {
             let _ = state.vms.remove(&pid);
         }
         if last {
-            state.tracked.remove(&pid);
+            let files = state.tracked.remove(&pid).map(|process| process.files).unwrap_or_default();
+            for file in files {
+                let _ = state.ram_files.remove(&Plain(file));
+            }
             let _ = state.calls.remove(&pid);
             let stale: Vec<u64> =
                 state.in_flight.keys().flatten().filter(|key| key >> 32 == u64::from(pid)).collect();

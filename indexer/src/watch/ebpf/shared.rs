@@ -12,7 +12,7 @@ use std::{
 
 use indexer_common::{
     calls::{Calls, InFlight},
-    marks::{ELEMENT, FLAGS_ELEMENT, Flags, HEADER_ELEMENT},
+    marks::{ELEMENT, FLAGS_ELEMENT, File, Flags, HEADER_ELEMENT},
     offsets::Offsets,
     records::Record,
 };
@@ -27,6 +27,8 @@ pub(super) struct Plain<T: Copy>(pub(super) T);
 
 // SAFETY: a `repr(C)` struct of integers without padding (asserted beside it): any bytes are a value.
 unsafe impl aya::Pod for Plain<Offsets> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<File> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Calls> {}
 // SAFETY: as above.
@@ -115,6 +117,8 @@ impl Mapping {
             Flag::Overflowed => std::mem::offset_of!(Flags, overflowed),
             Flag::DiscardsOverflowed => std::mem::offset_of!(Flags, discards_overflowed),
             Flag::LayoutStale => std::mem::offset_of!(Flags, layout_stale),
+            Flag::ForeignMapping => std::mem::offset_of!(Flags, foreign_mapping),
+            Flag::RingReset => std::mem::offset_of!(Flags, ring_reset),
         };
         &self.bytes(FLAGS_ELEMENT, size_of::<Flags>())[offset]
     }
@@ -142,6 +146,10 @@ pub(super) enum Flag {
     DiscardsOverflowed,
     /// The memslots have changed.
     LayoutStale,
+    /// Another process maps the RAM.
+    ForeignMapping,
+    /// The VMM has emptied the dirty ring.
+    RingReset,
 }
 
 /// The records in what the memslot iterator wrote; bytes after the last whole one are left out.

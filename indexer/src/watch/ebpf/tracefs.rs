@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use indexer_common::offsets::{Arguments, DirtyRing, Fault, Remaps};
+use indexer_common::offsets::{Arguments, DirtyRing, Fault, Mmap, Remaps};
 
 /// Where tracefs belongs.
 const PLACE: &str = "/sys/kernel/tracing";
@@ -126,6 +126,13 @@ impl Tracefs {
             mremap_old_len: mremap.field("old_len", 8)?,
             mremap_flags: mremap.field("flags", 8)?,
         })
+    }
+
+    /// `mmap`.
+    pub(super) fn mmap(&self) -> Result<Mmap, TracefsError> {
+        let mmap = self.format("syscalls", "sys_enter_mmap")?;
+        let (prot, flags, fd) = (mmap.field("prot", 8)?, mmap.field("flags", 8)?, mmap.field("fd", 8)?);
+        Ok(Mmap { prot, flags, fd, daemon: 0 })
     }
 
     fn format(&self, category: &str, name: &str) -> Result<Format, TracefsError> {

@@ -59,9 +59,13 @@ pub(super) fn begin(
     descriptor: &VmDescriptor,
 ) -> (Option<Claim>, Result<Protection, String>, Option<Left>) {
     let process = descriptor.process;
-    let found = shared.options.maps.as_ref().filter(|_| Pagemap::probe().is_ok());
+    let found = shared
+        .options
+        .maps
+        .as_ref()
+        .filter(|_| shared.options.tracker.write_protect && Pagemap::probe().is_ok());
     let Some(maps) = found else {
-        let (claim, protection) = attach_protection(process, &shared.hooks);
+        let (claim, protection) = attach_protection(process, shared);
         return (claim, protection, None);
     };
     let claim = match Claim::take(process) {

@@ -83,6 +83,7 @@ impl Tracker {
         self.take_marks();
         let armed = self.arm_whole()?;
         self.audit()?;
+        self.last_audit = Instant::now();
         let snapshot = self.vm.snapshot();
         let mut todo = snapshot.in_state(0..u32::MAX, &[PageState::Stale]);
         let unsettled = if still { snapshot.unsettled(0..u32::MAX) } else { RoaringBitmap::new() };
@@ -94,6 +95,9 @@ impl Tracker {
                 todo.remove_range(watched.range());
             }
         }
+        // What is read again now and then is read now.
+        self.last_rehash = Instant::now();
+        self.begin_reading();
         self.jobs.push_back(Job::Sync(SyncJob {
             began,
             deadline,

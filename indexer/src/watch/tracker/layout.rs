@@ -1,12 +1,19 @@
 //! The regions of a VM come and go: numbering their pages, keeping what stays the same.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use memdex_wire::event::Event;
 use roaring::RoaringBitmap;
 
 use super::{Tracker, attach_protection, check::Distrust, region::Watched};
 use crate::{host::JobError, map::Layout, vm::descriptor::VmDescriptor, watch::protocol};
+
+/// A doubt is found by discovery within this time of its beginning: what other processes map is looked at by turns. (Where eBPF sees them
+/// do it, at once.)
+const FOUND_AFTER: Duration = Duration::from_secs(10);
 
 impl Tracker {
     /// Discovery found the VM changed: keep what is the same, begin anew with the rest.
@@ -21,23 +28,20 @@ impl Tracker {
         let slots = self.descriptor.memslots != descriptor.memslots;
         let doubted = !self.descriptor.doubts.is_empty();
         let cleared = doubted && descriptor.doubts.is_empty();
-        if !doubted && !descriptor.doubts.is_empty() {
+        let begun = !doubted && !descriptor.doubts.is_empty();
+        if begun {
             // It may have begun right after discovery looked last.
             let now = Instant::now();
-            self.looks.distrusted(now.checked_sub(self.shared.options.sweep * 2).unwrap_or(now));
+            self.looks.distrusted(now.checked_sub(FOUND_AFTER).unwrap_or(now));
             if self.distrust.as_ref().is_some_and(Distrust::is_recent) {
                 tracing::warn!(vm = %self.vm.id(), doubts = descriptor.doubts.join("; "), "this explains the pages that changed unseen");
                 self.distrust = None;
             }
         }
         self.descriptor = descriptor;
-        if cleared {
-            // What was written unseen while there was doubt is not found by any witness afterwards.
-            for region in 0..self.regions.len() {
-                let range = self.regions[region].range();
-                self.stale_run(&range);
-            }
-            self.read_again();
+        if begun || cleared {
+            // What is written unseen while there is doubt is not found by any witness, neither now nor afterwards.
+            self.know_nothing();
         }
         if relaid {
             self.abandon_jobs(JobError::Changed);
@@ -55,7 +59,10 @@ impl Tracker {
     /// Whether something can write the guest's memory unseen: discovery knows of another process that maps it, or a device; or pages have
     /// changed and no witness saw the write; or one of two witnesses that need each other is missing.
     pub(super) fn doubted(&self) -> bool {
-        !self.descriptor.doubts.is_empty() || self.distrust.is_some() || self.half_blind()
+        !self.descriptor.doubts.is_empty()
+            || self.distrust.is_some()
+            || self.half_blind()
+            || self.mapped_lately()
     }
 
     /// Queues every readable page that is queued nowhere. One that is not stale becomes so when its turn has come, so that the
@@ -74,7 +81,7 @@ impl Tracker {
         if self.protection.is_err() {
             // Ours would stand in the way of the new one.
             self.claim = None;
-            (self.claim, self.protection) = attach_protection(self.process, &self.shared.hooks);
+            (self.claim, self.protection) = attach_protection(self.process, &self.shared);
         }
         let mut better = false;
         for index in 0..self.regions.len() {
@@ -139,6 +146,7 @@ impl Tracker {
         self.unsettled.forget_from(kept);
         self.whole.forget_from(kept);
         self.whole.spend_runs(std::slice::from_ref(&(kept..pages)));
+        self.pushed.remove_range(kept..);
         self.watch_marks();
         protocol::renumbered(&self.vm.map(), &mut self.queue, kept);
         self.full_scan.want();

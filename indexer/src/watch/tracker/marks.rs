@@ -21,7 +21,7 @@ impl Tracker {
             return;
         };
         let (mut written, mut discarded) = (Vec::new(), Vec::new());
-        let began = Instant::now();
+        let (before, began) = (self.looks.marks_taken(), Instant::now());
         let taken = marks.take(&mut written, &mut discarded);
         self.looks.took_marks(began, !written.is_empty(), taken.overflowed);
         if !written.is_empty() || !discarded.is_empty() {
@@ -33,6 +33,12 @@ impl Tracker {
             self.vm.counters.marks_written.add(noted.written);
             self.vm.counters.marks_discarded.add(noted.discarded);
             self.note_marked(&written);
+        }
+        if !written.is_empty() || taken.ring_reset {
+            self.follow_ring(&written, taken.ring_reset);
+        }
+        if taken.foreign_mapping {
+            self.foreign_mapping(before);
         }
         self.slots_moved |= taken.layout_stale;
         if taken.overflowed {

@@ -8,12 +8,14 @@ mod audit;
 mod check;
 mod content;
 mod digest;
+mod foreign;
 mod inherit;
 mod jobs;
 mod layout;
 mod marks;
 mod pay;
 mod region;
+mod ring;
 mod settle;
 mod staleness;
 mod status;
@@ -34,12 +36,13 @@ use tokio::sync::oneshot;
 use super::{
     claim::Claim,
     cost::GuestCost,
-    ebpf::{Hooks, Marks},
+    ebpf::Marks,
     pagemap::{Pagemap, ScanError},
     protection::Protection,
     protocol::FullScan,
     queue::Queue,
     unsettled::Unsettled,
+    witnesses::LEFT_OUT,
 };
 use crate::{
     host::{JobError, Shared, Vm},
@@ -83,6 +86,8 @@ pub struct TrackerOptions {
     pub settle: Duration,
     /// Share of one vCPU that a guest may lose by being watched, in millionths.
     pub guest_budget_ppm: u32,
+    /// Whether a userfaultfd may be made in the VMM.
+    pub write_protect: bool,
 }
 
 impl Default for TrackerOptions {
@@ -95,6 +100,7 @@ impl Default for TrackerOptions {
             audit_share: 0.005,
             settle: Duration::from_secs(120),
             guest_budget_ppm: 10_000,
+            write_protect: true,
         }
     }
 }
@@ -165,6 +171,10 @@ pub(crate) struct Tracker {
     history: History,
     /// Pages have changed unseen: nothing here is believed any more.
     distrust: Option<Distrust>,
+    /// eBPF saw another process map a RAM file writable then; see [`foreign`].
+    foreign: Option<Instant>,
+    /// Pages pushed into KVM's dirty ring and not known to be reset since; see [`ring`].
+    pushed: RoaringBitmap,
     /// Pages not looked at since they became part of the VM.
     unseen: RoaringBitmap,
     /// Room for the changes of a batch, kept to save allocating.
@@ -240,6 +250,8 @@ impl Tracker {
             looks: Looks::new(now),
             history: History::default(),
             distrust: None,
+            foreign: None,
+            pushed: RoaringBitmap::new(),
             unseen: RoaringBitmap::new(),
             changes: Vec::new(),
             full_scan: FullScan::default(),
@@ -339,6 +351,7 @@ impl Tracker {
         self.tick_unsettled();
         self.take_marks();
         self.tick_budget();
+        self.tick_foreign();
         if self.slots_moved && self.last_watched.elapsed() >= REWATCH {
             self.slots_moved = false;
             self.watch_marks();
@@ -415,10 +428,14 @@ impl Tracker {
     }
 }
 
-fn attach_protection(process: ProcessId, hooks: &Hooks) -> (Option<Claim>, Result<Protection, String>) {
+/// The claim on a VM, and its protection if there can be any.
+fn attach_protection(process: ProcessId, shared: &Shared) -> (Option<Claim>, Result<Protection, String>) {
+    if !shared.options.tracker.write_protect {
+        return (None, Err(LEFT_OUT.to_owned()));
+    }
     let claim = match Claim::take(process) {
         Ok(claim) => claim,
         Err(error) => return (None, Err(error.to_string())),
     };
-    (Some(claim), Protection::attach(process, hooks))
+    (Some(claim), Protection::attach(process, &shared.hooks))
 }

@@ -61,6 +61,11 @@ impl Watched {
             (Some(reason), _) => Watch::Rehash(reason),
             (None, Err(reason)) => Watch::Rehash(reason.to_owned()),
             (None, Ok(protection)) => match protection.register(region.start..region.end()) {
+                // Between opening and registering the VMM may have mapped something else. What it maps from now on is not registered,
+                // which every scan sees.
+                Ok(()) if memory.as_ref().is_some_and(|memory| !memory.still_mapped(process, &region)) => {
+                    Watch::Unreadable(MemoryError::Vanished.to_string())
+                }
                 Ok(()) => Watch::Armed,
                 Err(error) => Watch::Rehash(error.to_string()),
             },
@@ -160,6 +165,7 @@ impl Watched {
             offset,
             status,
             reason,
+            missing: Vec::new(),
         }
     }
 }
@@ -231,8 +237,10 @@ fn untrackable(region: &Region) -> Option<String> {
     .or_else(|| {
         (region.mapping_page_size > memdex_wire::PAGE_SIZE as u64).then(|| {
             format!(
-                "the region is mapped in pages of {} KiB, which are not yet armed: it is read again now and then",
-                region.mapping_page_size / 1024
+                "the region is mapped in pages of {} KiB, which are not armed: one write would open {} pages of the map at once, so all of \
+                 it is read again now and then",
+                region.mapping_page_size / 1024,
+                region.mapping_page_size / memdex_wire::PAGE_SIZE as u64
             )
         })
     })

@@ -100,6 +100,11 @@ impl Looks {
         self.read = since;
     }
 
+    /// When the marks were last taken.
+    pub(super) fn marks_taken(&self) -> Instant {
+        self.marks
+    }
+
     pub(super) fn marks_read(&self) -> Duration {
         self.marks.elapsed()
     }

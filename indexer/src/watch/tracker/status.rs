@@ -4,15 +4,16 @@ use std::time::{Duration, Instant};
 
 use memdex_wire::{
     event::Event,
-    vm::{IndexProgress, Tracking, Witness, WitnessStatus},
+    vm::{CoverageStatus, IndexProgress, RegionCoverage, Tracking, Witness, WitnessStatus},
 };
 
-use super::{Tracker, check::Distrust, region::Watched};
+use super::{Tracker, check::Distrust, region::Watched, ring};
 use crate::{host::Status, watch::protection::Protection};
 
 impl Tracker {
     pub(super) fn update_status(&mut self) {
-        let mut reasons = self.descriptor.doubts.clone();
+        let of_all = self.doubts_about_all();
+        let mut reasons = of_all.clone();
         for watched in &self.regions {
             let coverage = watched.coverage();
             if let Some(reason) = coverage.reason {
@@ -21,6 +22,30 @@ impl Tracker {
                     reasons.push(reason);
                 }
             }
+        }
+        self.note_trust();
+        let witnesses = self.witnesses();
+        let tracking = if reasons.is_empty() { Tracking::Exact } else { Tracking::Advisory };
+        let status = Status {
+            tracking,
+            reasons: reasons.clone(),
+            coverage: self.regions.iter().map(|watched| self.covered(watched, &of_all, &witnesses)).collect(),
+            witnesses,
+        };
+        if self.vm.set_status(status) {
+            tracing::info!(vm = %self.vm.id(), ?tracking, reasons = reasons.join("; "), "tracking changed");
+            self.shared.announce(Event::TrackingChanged { vm: self.vm.id().to_owned(), tracking, reasons });
+        }
+    }
+
+    /// What is wrong with all of the VM, and so with every region of it.
+    fn doubts_about_all(&self) -> Vec<String> {
+        let mut reasons = self.descriptor.doubts.clone();
+        if self.mapped_lately() && reasons.is_empty() {
+            reasons.push(
+                "another process has just mapped this VM's RAM writable, and its writes are not seen in the VMM's page tables"
+                    .to_owned(),
+            );
         }
         reasons.extend(self.distrust.iter().map(Distrust::reason));
         if self.aside {
@@ -39,18 +64,22 @@ impl Tracker {
                 "discarded memory (balloon) is only noticed late: the eBPF hooks on discards are not attached".to_owned(),
             );
         }
-        self.note_trust();
-        let tracking = if reasons.is_empty() { Tracking::Exact } else { Tracking::Advisory };
-        let status = Status {
-            tracking,
-            reasons: reasons.clone(),
-            witnesses: self.witnesses(),
-            coverage: self.regions.iter().map(Watched::coverage).collect(),
-        };
-        if self.vm.set_status(status) {
-            tracing::info!(vm = %self.vm.id(), ?tracking, reasons = reasons.join("; "), "tracking changed");
-            self.shared.announce(Event::TrackingChanged { vm: self.vm.id().to_owned(), tracking, reasons });
+        reasons
+    }
+
+    /// How a region is watched: as it is by itself, and no better than all of the VM.
+    fn covered(&self, watched: &Watched, of_all: &[String], witnesses: &[Witness]) -> RegionCoverage {
+        let mut coverage = watched.coverage();
+        if !watched.armed() && watched.readable() && matches!(self.dirty_ring(), Some(Ok(()))) {
+            coverage.reason = coverage.reason.map(|reason| format!("{reason}; {}", ring::LIMITS));
         }
+        if coverage.status == CoverageStatus::Exact && !of_all.is_empty() {
+            coverage.status = CoverageStatus::Advisory;
+            coverage.reason = Some(of_all.join("; "));
+        }
+        let missing = witnesses.iter().filter(|witness| witness.status == WitnessStatus::Unavailable);
+        coverage.missing = missing.map(|witness| witness.name.clone()).collect();
+        coverage
     }
 
     fn witnesses(&self) -> Vec<Witness> {
@@ -71,7 +100,10 @@ impl Tracker {
             let reason = hook.reason.as_deref().or(self.marks_missing.as_deref());
             witnesses.push(witness(hook.name, reason));
         }
-        if self.regions.iter().any(|watched| watched.readable() && !watched.armed()) {
+        if let Some(ring) = self.dirty_ring() {
+            witnesses.push(witness("kvm-dirty-ring", ring.err().as_deref()));
+        }
+        if self.doubted() || self.regions.iter().any(|watched| watched.readable() && !watched.armed()) {
             witnesses.push(witness("rehash", None));
         }
         witnesses

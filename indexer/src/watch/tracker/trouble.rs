@@ -77,6 +77,10 @@ impl Tracker {
                 protection.register(addresses.clone()).map_err(|error| error.to_string())?;
                 // A part may be missing. To call that watched would bring us here again and again.
                 protection.watched(&self.pagemap, addresses).map_err(|error| error.to_string())?;
+                // It may have changed once more before it was registered.
+                if !memory.still_mapped(self.process, &watched.region) {
+                    return Err(MemoryError::Vanished.to_string());
+                }
                 Ok(memory)
             });
         let watched = &mut self.regions[region];

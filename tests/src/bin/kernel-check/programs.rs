@@ -21,7 +21,7 @@ struct Program {
 }
 
 /// There is no QEMU in here, so what needs one is left out; so is what repeats a thing hundreds of times or measures time.
-const PROGRAMS: [Program; 5] = [
+const PROGRAMS: [Program; 6] = [
     Program {
         name: "ebpf",
         arguments: Some(&[]),
@@ -45,6 +45,12 @@ const PROGRAMS: [Program; 5] = [
         name: "tiny_guest_soundness",
         arguments: Some(&["anonymous_ram_with_dirty_ring", "slots_may_change"]),
         without_scan: Some(&["slots_may_change"]),
+    },
+    // What differs between kernels: each guest, daemon and sync takes its time in here.
+    Program {
+        name: "conformance",
+        arguments: Some(&["--exact", "write_protection"]),
+        without_scan: Some(&["no_write_protection"]),
     },
 ];
 

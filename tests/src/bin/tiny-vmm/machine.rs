@@ -5,6 +5,8 @@
 //! lets the vCPU run to its `hlt`: so it is the guest that writes, and the VMM that decides where.
 #![expect(unsafe_code, reason = "gives KVM the addresses of guest RAM")]
 
+mod unusual;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -21,10 +23,12 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::{
-    disk::{Disk, How},
+    child::Child,
+    disk::Disk,
     guest::{program, set_flat_mode},
     ram::{Discard, PAGE, Ram, RamKind},
     ring::DirtyRing,
+    uring::Uring,
 };
 
 type Result<T> = std::result::Result<T, String>;
@@ -59,6 +63,8 @@ struct Shared {
     /// nothing is written.
     running: AtomicBool,
     disk: Mutex<Disk>,
+    uring: Mutex<Option<Uring>>,
+    child: Mutex<Option<Child>>,
     /// Ends the loop thread.
     ending: AtomicBool,
 }
@@ -113,6 +119,8 @@ impl Machine {
             cpu: Mutex::new(Cpu { vcpu, ring, dirty: 0, missed: 0 }),
             running: AtomicBool::new(false),
             disk: Mutex::default(),
+            uring: Mutex::default(),
+            child: Mutex::default(),
             ending: AtomicBool::new(false),
         }));
         machine.add_slot(0, 0, options.pages)?;
@@ -136,27 +144,6 @@ impl Machine {
 
     pub(crate) fn fill(&self, first: u64, count: u64) -> Result<String> {
         self.0.with_page(first, |ram, page| ram.fill(page, count))
-    }
-
-    pub(crate) fn open_disk(&self, path: &str) -> Result<String> {
-        lock(&self.0.disk).open(path)?;
-        Ok(String::new())
-    }
-
-    pub(crate) fn close_disk(&self) -> Result<String> {
-        lock(&self.0.disk).close();
-        Ok(String::new())
-    }
-
-    pub(crate) fn read_disk(&self, first: u64, count: u64, how: How) -> Result<String> {
-        let mut disk = lock(&self.0.disk);
-        self.0.with_page(first, |ram, page| {
-            disk.read(ram.at(page, count)? as usize, (count * PAGE) as usize, how)
-        })
-    }
-
-    pub(crate) fn wait_for_disk(&self) -> Result<String> {
-        lock(&self.0.disk).wait().map(|bytes| bytes.to_string())
     }
 
     /// Fills every other page.
@@ -228,11 +215,6 @@ impl Machine {
 
     pub(crate) fn discard(&self, id: u32, page: u64, count: u64, how: Discard) -> Result<String> {
         self.with_slot(id, |slot| slot.ram.discard(page, count, how))
-    }
-
-    /// Maps fresh memory over the slot's: all of its content is gone at once.
-    pub(crate) fn remap(&self, id: u32) -> Result<String> {
-        self.with_slot(id, |slot| slot.ram.remap())
     }
 
     pub(crate) fn truncate(&self, id: u32, pages: u64) -> Result<String> {

@@ -4,7 +4,7 @@
 //! It is a process of its own because that is what memdexd looks at, and because a test can kill it.
 //!
 //! ```text
-//! tiny-vmm [--mib 16] [--ram memfd|anon|PATH] [--log none|bitmap|ring] [--uid UID] [--seccomp kill]
+//! tiny-vmm [--mib 16] [--ram memfd|anon|hugetlb|PATH] [--log none|bitmap|ring] [--uid UID] [--seccomp kill]
 //!
 //! write FIRST COUNT SEED      the guest writes COUNT pages from guest page FIRST; page i holds pattern SEED+i
 //! zero FIRST COUNT            the guest writes zeros over what `write` left
@@ -17,22 +17,33 @@
 //! slot move ID PAGE           moves it to another guest page
 //! punch ID PAGE COUNT         fallocate(PUNCH_HOLE) in the slot's RAM file
 //! madvise ID PAGE COUNT remove|dontneed
+//! remap ID [other]            fresh memory over the slot's; if it is a file, the same once more, or another one
+//! relocate ID                 moves the slot's memory to other addresses of the VMM (mremap)
 //! truncate ID PAGES           ftruncate of the slot's RAM file under the running VM
 //! disk open PATH | close      opens a file for direct I/O (O_DIRECT), and closes it
 //! disk pread|aio PAGE COUNT   submits a read of the file's start into guest pages, which goes on in the background
 //! disk wait                   waits for all that was submitted; `ok BYTES` if all went well
+//! uring open PATH | close     an io_uring that reads the file
+//! uring read|fixed PAGE COUNT reads the file's start into guest pages: a plain request, or into the registered buffer
+//! uring register PAGE COUNT | unregister
+//! fork                        a child of the VMM, which does as it is told: `child poke PAGE COUNT SEED`, `child end`
 //! dirty                       pages KVM's own dirty log or ring has reported so far
 //! layout                      `slot ID PAGE PAGES ADDRESS` for each slot, `;` between them
 //! quit
 //! ```
+//!
+//! tiny-vmm --write-to PATH        no VM: a process that maps a RAM file; `map`, `poke PAGE COUNT SEED`, `unmap`
 //! The first line out is `ready`; then one line for each command: `ok …` or `error …`.
 
+mod child;
 mod disk;
 mod guest;
 mod machine;
 mod ram;
 mod ring;
 mod seccomp;
+mod uring;
+mod writer;
 
 use std::io::{BufRead, Write};
 
@@ -50,7 +61,13 @@ fn main() {
 }
 
 fn run() -> Result<()> {
-    let options = parse_options(std::env::args().skip(1))?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [option, path] = &arguments[..]
+        && option == "--write-to"
+    {
+        return writer::run(path);
+    }
+    let options = parse_options(arguments.into_iter())?;
     let machine = Machine::new(&options)?;
     if options.seccomp {
         seccomp::forbid_userfaultfd()?;
@@ -86,6 +103,7 @@ fn parse_options(mut words: impl Iterator<Item = String>) -> Result<Options> {
                 options.ram = match value.as_str() {
                     "memfd" => RamKind::Memfd,
                     "anon" => RamKind::Anonymous,
+                    "hugetlb" => RamKind::Hugetlb,
                     path => RamKind::File(path.into()),
                 }
             }
@@ -133,7 +151,20 @@ fn execute(machine: &Machine, words: &[&str]) -> Result<String> {
             };
             machine.discard(number(id)? as u32, number(page)?, number(count)?, how)
         }
-        ["remap", id] => machine.remap(number(id)? as u32),
+        ["remap", id] => machine.remap(number(id)? as u32, false),
+        ["remap", id, "other"] => machine.remap(number(id)? as u32, true),
+        ["relocate", id] => machine.relocate(number(id)? as u32),
+        ["uring", "open", path] => machine.open_uring(path),
+        ["uring", "close"] => machine.close_uring(),
+        ["uring", "register", page, count] => machine.register_buffer(number(page)?, number(count)?),
+        ["uring", "unregister"] => machine.unregister_buffer(),
+        ["uring", "read", page, count] => machine.read_uring(number(page)?, number(count)?, false),
+        ["uring", "fixed", page, count] => machine.read_uring(number(page)?, number(count)?, true),
+        ["fork"] => machine.fork(),
+        ["child", "poke", page, count, seed] => {
+            machine.child_poke(number(page)?, number(count)?, number(seed)? as u32)
+        }
+        ["child", "end"] => machine.end_child(),
         ["truncate", id, pages] => machine.truncate(number(id)? as u32, number(pages)?),
         ["disk", "open", path] => machine.open_disk(path),
         ["disk", "close"] => machine.close_disk(),
@@ -147,6 +178,6 @@ fn execute(machine: &Machine, words: &[&str]) -> Result<String> {
     .map_err(|error| format!("{words:?}: {error}"))
 }
 
-fn number(word: &str) -> Result<u64> {
+pub(crate) fn number(word: &str) -> Result<u64> {
     word.parse().map_err(|_| format!("{word:?} is not a number"))
 }

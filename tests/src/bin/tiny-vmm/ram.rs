@@ -10,7 +10,8 @@ use std::{
 
 use rustix::{
     fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create},
-    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap},
+    io::Errno,
+    mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap},
 };
 
 /// Bytes in a page.
@@ -25,6 +26,8 @@ pub(crate) const PATTERN_OFFSETS: [u32; 3] = [0, 2052, 4092];
 pub(crate) enum RamKind {
     Memfd,
     Anonymous,
+    /// A memfd of huge pages of 2 MiB.
+    Hugetlb,
     /// A file at this path; further slots append `.ID`.
     File(PathBuf),
 }
@@ -57,11 +60,8 @@ impl Ram {
         let len = pages * PAGE;
         let file = match kind {
             RamKind::Anonymous => None,
-            RamKind::Memfd => {
-                let fd = memfd_create(format!("tiny-ram-{id}"), MemfdFlags::CLOEXEC)
-                    .map_err(|e| format!("memfd_create: {e}"))?;
-                Some(File::from(fd))
-            }
+            RamKind::Memfd => Some(memfd(id, MemfdFlags::empty())?),
+            RamKind::Hugetlb => Some(memfd(id, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)?),
             RamKind::File(path) => {
                 let path = if id == 0 { path.clone() } else { format!("{}.{id}", path.display()).into() };
                 let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
@@ -71,37 +71,9 @@ impl Ram {
         if let Some(file) = &file {
             file.set_len(len).map_err(|e| format!("set the RAM file's length: {e}"))?;
         }
-        let reserved = (len + ALIGN + 2 * PAGE) as usize;
-        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
-        let reservation = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                reserved,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        }
-        .map_err(|e| format!("reserve address space: {e}"))?
-        .cast::<u8>();
-        let offset = (reservation as u64 + PAGE).next_multiple_of(ALIGN) - reservation as u64;
-        // SAFETY: the reservation is ALIGN + two pages longer than `len`, so the range lies within it.
-        let start = unsafe { reservation.add(offset as usize) };
-        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let (reservation, reserved, start) = reserve(len as usize)?;
         // SAFETY: MAP_FIXED replaces a part of our own reservation, which nobody uses yet.
-        let mapped = unsafe {
-            match &file {
-                Some(file) => {
-                    mmap(start.cast(), len as usize, access, MapFlags::SHARED | MapFlags::FIXED, file, 0)
-                }
-                None => mmap_anonymous(
-                    start.cast(),
-                    len as usize,
-                    access,
-                    MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
-                ),
-            }
-        };
-        mapped.map_err(|e| format!("map guest RAM: {e}"))?;
+        unsafe { map_at(start, len as usize, file.as_ref()) }.map_err(|e| format!("map guest RAM: {e}"))?;
         if file.is_none() {
             // As QEMU does for private RAM. Kernels without huge pages refuse, and then there are none.
             // SAFETY: advice changes no content, and the range is our own.
@@ -110,17 +82,30 @@ impl Ram {
         Ok(Self { reservation, reserved, start, pages, file })
     }
 
-    /// Maps fresh anonymous memory in the place of the old.
-    pub(crate) fn remap(&self) -> Result<(), String> {
-        if self.file.is_some() {
-            return Err("only anonymous memory is mapped anew".to_owned());
+    /// Maps fresh anonymous memory in the place of the old; or, if the RAM is a file, that file once more, or an empty one.
+    pub(crate) fn remap(&mut self, other_file: bool) -> Result<(), String> {
+        let len = (self.pages * PAGE) as usize;
+        if other_file {
+            let file = memfd(0, MemfdFlags::empty())?;
+            file.set_len(len as u64).map_err(|e| format!("set the RAM file's length: {e}"))?;
+            self.file = Some(file);
         }
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
         // SAFETY: MAP_FIXED replaces our own mapping; nothing here refers to its content.
-        unsafe { mmap_anonymous(self.start.cast(), (self.pages * PAGE) as usize, access, flags) }
-            .map(drop)
-            .map_err(|e| format!("map guest RAM anew: {e}"))
+        unsafe { map_at(self.start, len, self.file.as_ref()) }.map_err(|e| format!("map guest RAM anew: {e}"))
+    }
+
+    /// Moves the mapping to other addresses. KVM must not have a slot there.
+    pub(crate) fn relocate(&mut self) -> Result<(), String> {
+        let len = (self.pages * PAGE) as usize;
+        let (reservation, reserved, start) = reserve(len)?;
+        // SAFETY: both ranges are our own; nobody keeps an address of the old one.
+        unsafe {
+            mremap_fixed(self.start.cast(), len, len, MremapFlags::MAYMOVE, start.cast())
+                .map_err(|e| format!("move guest RAM: {e}"))?;
+            let _ = munmap(self.reservation.cast(), self.reserved);
+        }
+        (self.reservation, self.reserved, self.start) = (reservation, reserved, start);
+        Ok(())
     }
 
     /// Address in this process.
@@ -195,6 +180,45 @@ impl Ram {
         let file = self.file.as_ref().ok_or("anonymous RAM has no file to truncate")?;
         ftruncate(file, pages * PAGE).map_err(|e| format!("ftruncate: {e}"))
     }
+}
+
+fn memfd(id: u32, flags: MemfdFlags) -> Result<File, String> {
+    let fd = memfd_create(format!("tiny-ram-{id}"), MemfdFlags::CLOEXEC | flags);
+    fd.map(File::from).map_err(|e| format!("memfd_create: {e}"))
+}
+
+/// Inaccessible address space for `len` bytes that begin on a huge page boundary, with a page at least on both sides; where it is,
+/// how long, and where the bytes begin.
+fn reserve(len: usize) -> Result<(*mut u8, usize, *mut u8), String> {
+    let reserved = len + (ALIGN + 2 * PAGE) as usize;
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+    let reservation = unsafe {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        mmap_anonymous(std::ptr::null_mut(), reserved, ProtFlags::empty(), flags)
+    };
+    let reservation = reservation.map_err(|e| format!("reserve address space: {e}"))?.cast::<u8>();
+    let offset = (reservation as u64 + PAGE).next_multiple_of(ALIGN) - reservation as u64;
+    // SAFETY: the reservation is ALIGN + two pages longer than `len`, so the range lies within it.
+    Ok((reservation, reserved, unsafe { reservation.add(offset as usize) }))
+}
+
+/// Maps the file, or anonymous memory, over what is at `start`.
+///
+/// # Safety
+/// The range must be the caller's own, and nobody may rely on its content.
+unsafe fn map_at(start: *mut u8, len: usize, file: Option<&File>) -> Result<(), Errno> {
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match file {
+            Some(file) => mmap(start.cast(), len, access, MapFlags::SHARED | MapFlags::FIXED, file, 0),
+            None => {
+                let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+                mmap_anonymous(start.cast(), len, access, flags)
+            }
+        }
+    }
+    .map(drop)
 }
 
 impl Drop for Ram {
