@@ -283,6 +283,11 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(Some(status)) = self.process.child().try_wait()
+        {
+            eprintln!("--- {} had ended: {status}", self.name);
+        }
         self.process.kill();
         if std::thread::panicking() {
             let log = self.log();

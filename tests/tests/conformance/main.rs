@@ -46,9 +46,9 @@ fn write_protection() {
 #[test]
 fn no_write_protection() {
     conform(&[
+        (Witness::Rehash, Ram::Memfd),
         (Witness::DirtyRing, Ram::Memfd),
         (Witness::DirtyRing, Ram::Anonymous),
-        (Witness::Rehash, Ram::Memfd),
     ]);
 }
 
