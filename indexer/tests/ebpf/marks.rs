@@ -5,7 +5,7 @@ use crate::{All, discarded, hooks, layout, one, take, vmm::Vmm, written};
 #[test]
 fn every_hook_is_attached_and_named() {
     let names: Vec<_> = hooks().status().into_iter().map(|status| status.name).collect();
-    let (of_every_kernel, of_soft_dirty) = names.split_at(6);
+    let (of_every_kernel, of_soft_dirty) = names.split_at(7);
     assert_eq!(
         of_every_kernel,
         [
