@@ -6,8 +6,8 @@
 //! - [`kinds`]: how each kind of write is done.
 //! - [`stage`]: a guest, a daemon with the witnesses in question, and the judgement by bytes that are read independently.
 //!
-//! Most of the time passes with waiting, so what does not disturb each other is done at once; where the processor is emulated, one after
-//! the other.
+//! Most of the time passes with waiting, so what does not disturb each other is done at once. Where the processor is emulated (the kernel
+//! matrix), each column takes a minute: there it is the first one of each test.
 
 mod host;
 mod kinds;
@@ -22,7 +22,8 @@ use table::{Ram, Witness};
 /// All rows of the table for these witnesses and kinds of RAM, side by side.
 fn conform(columns: &[(Witness, Ram)]) {
     if wait::patience() > 1 {
-        return columns.iter().for_each(|(witness, ram)| Stage::new(*witness, *ram).perform());
+        let (witness, ram) = columns[0];
+        return Stage::new(witness, ram).perform();
     }
     std::thread::scope(|scope| {
         for (witness, ram) in columns {
@@ -46,9 +47,9 @@ fn write_protection() {
 #[test]
 fn no_write_protection() {
     conform(&[
-        (Witness::Rehash, Ram::Memfd),
         (Witness::DirtyRing, Ram::Memfd),
         (Witness::DirtyRing, Ram::Anonymous),
+        (Witness::Rehash, Ram::Memfd),
     ]);
 }
 
