@@ -179,6 +179,7 @@ pub fn attach(process: ProcessId) -> Result<UserFault, AttachError> {
 }
 
 /// Takes over the userfaultfd of this name, which an earlier daemon left in the process; `None` if it is not there any more. What it has armed stays armed.
+/// The name has to have been taken in this very process: one that was forked from it has the descriptor too, and it acts on the parent.
 ///
 /// # Errors
 /// See [`AttachError`].
