@@ -480,7 +480,16 @@ fn unregister(fd: &OwnedFd, range: &Range<Hva>) -> Result<(), ArmError> {
 fn acts_on(fd: &OwnedFd, process: ProcessId, range: &Range<Hva>) -> bool {
     let Ok(pagemap) = Pagemap::open(process) else { return false };
     let watched = || pagemap.watched(range.clone()).is_ok();
-    register(fd, range).is_ok() && watched() && unregister(fd, range).is_ok() && !watched()
+    if register(fd, range).is_err() || !watched() || unregister(fd, range).is_err() {
+        return false;
+    }
+    if !watched() {
+        return true;
+    }
+    // It acts on another process, from which this one was forked, and has taken the protection from its pages. Registered again, all of them show as written: whoever
+    // watches that process reads them anew.
+    let _ = register(fd, range);
+    false
 }
 
 fn explain(error: Errno, range: &Range<Hva>) -> ArmError {
