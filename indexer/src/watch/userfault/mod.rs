@@ -179,6 +179,7 @@ pub fn attach(process: ProcessId) -> Result<UserFault, AttachError> {
 }
 
 /// Takes over the userfaultfd of this name, which an earlier daemon left in the process; `None` if it is not there any more. What it has armed stays armed.
+/// The name has to have been taken in this very process: one that was forked from it has the descriptor too, and it acts on the parent.
 ///
 /// # Errors
 /// See [`AttachError`].
@@ -484,7 +485,16 @@ fn unregister(fd: &OwnedFd, range: &Range<Hva>) -> Result<(), ArmError> {
 fn acts_on(fd: &OwnedFd, process: ProcessId, range: &Range<Hva>) -> bool {
     let Ok(pagemap) = Pagemap::open(process) else { return false };
     let watched = || pagemap.watched(range.clone()).is_ok();
-    register(fd, range).is_ok() && watched() && unregister(fd, range).is_ok() && !watched()
+    if register(fd, range).is_err() || !watched() || unregister(fd, range).is_err() {
+        return false;
+    }
+    if !watched() {
+        return true;
+    }
+    // It acts on another process, from which this one was forked, and has taken the protection from its pages. Registered again, all of them show as written: whoever
+    // watches that process reads them anew.
+    let _ = register(fd, range);
+    false
 }
 
 fn explain(error: Errno, range: &Range<Hva>) -> ArmError {
