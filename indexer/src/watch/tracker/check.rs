@@ -225,8 +225,8 @@ impl Tracker {
         if wrong.len() > DESCRIBED {
             tracing::error!(vm = %self.vm.id(), more = wrong.len() - DESCRIBED, "more pages differ from what the map says");
         }
-        // Where discovery knows of somebody who writes unseen, that was it, and all is read again anyway once he has gone.
-        if self.descriptor.doubts.is_empty() {
+        // Where somebody is known who writes unseen, that was it, and all is read again anyway once he has gone.
+        if !self.explained() {
             let name = &self.regions[region].region.name;
             let new = || Distrust { pages: 0, first: first.page, region: name.clone(), last: Instant::now() };
             let distrust = self.distrust.get_or_insert_with(new);

@@ -109,9 +109,7 @@ impl Tracker {
 
     fn may_audit_contents(&self) -> bool {
         let idle = !self.queue.has_ready() && self.jobs.is_empty();
-        idle && self.unseen.is_empty()
-            && self.descriptor.doubts.is_empty()
-            && self.last_tick.elapsed() < self.options.tick
+        idle && self.unseen.is_empty() && !self.explained() && self.last_tick.elapsed() < self.options.tick
     }
 
     /// Looks at the next block that has a known page. Returns whether there was one.

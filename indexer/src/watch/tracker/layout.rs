@@ -59,10 +59,12 @@ impl Tracker {
     /// Whether something can write the guest's memory unseen: discovery knows of another process that maps it, or a device; or pages have
     /// changed and no witness saw the write; or one of two witnesses that need each other is missing.
     pub(super) fn doubted(&self) -> bool {
-        !self.descriptor.doubts.is_empty()
-            || self.distrust.is_some()
-            || self.half_blind()
-            || self.mapped_lately()
+        self.explained() || self.distrust.is_some() || self.half_blind()
+    }
+
+    /// Whether somebody is known who can write the guest's memory unseen: by discovery, or by eBPF a moment ago.
+    pub(super) fn explained(&self) -> bool {
+        !self.descriptor.doubts.is_empty() || self.mapped_lately()
     }
 
     /// Queues every readable page that is queued nowhere. One that is not stale becomes so when its turn has come, so that the
