@@ -11,8 +11,8 @@
 
 mod count;
 mod discard;
-mod foreign_mmap;
 mod files;
+mod foreign_mmap;
 mod gate;
 mod handle_mm_fault;
 mod kvm_dirty_ring_push;
