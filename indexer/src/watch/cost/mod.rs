@@ -47,6 +47,8 @@ pub(super) struct GuestCost {
     armed: RoaringBitmap,
     /// Written while armed, and not armed since: arming them again is what the budget is about.
     faulted: RoaringBitmap,
+    /// Everything is armed at once, and has been paid for then.
+    whole: bool,
 }
 
 /// Which part of the bucket a page may use.
@@ -72,6 +74,7 @@ impl GuestCost {
             meter: Meter::new(now),
             armed: RoaringBitmap::new(),
             faulted: RoaringBitmap::new(),
+            whole: false,
         }
     }
 
@@ -103,10 +106,12 @@ impl GuestCost {
         self.armed |= pages;
     }
 
-    /// Everything has been armed at once, with so many pages in memory. Returns what that may cost the guest: a fault for each of them. Paid for by not
-    /// doing it again too soon.
-    pub(super) fn armed_whole(&mut self, pages: u64, now: Instant) -> Duration {
-        let nanoseconds = pages.saturating_mul(self.prices.fault);
+    /// Everything has been armed at once: these pages, of which so many are in memory. Returns what that may cost the guest: a fault for each of them, because
+    /// it has to find all of its memory anew. Paid for by not doing it again too soon.
+    pub(super) fn armed_whole(&mut self, pages: &RoaringBitmap, resident: u64, now: Instant) -> Duration {
+        self.whole = true;
+        self.armed |= pages;
+        let nanoseconds = resident.saturating_mul(self.prices.fault);
         self.meter.add(nanoseconds, now);
         Duration::from_nanos(nanoseconds)
     }
@@ -119,8 +124,10 @@ impl GuestCost {
         }
         self.armed -= &faults;
         let count = faults.len();
-        self.faulted |= faults;
-        self.meter.add(count * self.prices.fault, now);
+        if !self.whole {
+            self.faulted |= faults;
+            self.meter.add(count * self.prices.fault, now);
+        }
         count
     }
 

@@ -117,7 +117,11 @@ impl Tracker {
         let quiet = quiet.is_some_and(|quiet| self.shared.hooks.still_quiet(quiet));
         let cost = began.elapsed();
         // At most all that is in memory is used again by the guest.
-        self.whole.cost = cost + self.cost.armed_whole(bits.resident(), Instant::now());
+        let mut armed = RoaringBitmap::new();
+        for watched in self.regions.iter().filter(|watched| watched.armed()) {
+            armed.insert_range(watched.range());
+        }
+        self.whole.cost = cost + self.cost.armed_whole(&armed, bits.resident(), Instant::now());
         self.whole.last = Some(Instant::now());
         self.whole.spent = if quiet {
             RoaringBitmap::new()
