@@ -68,7 +68,7 @@ pub(crate) struct Cli {
     /// Use only this witness of writes: write-protect, ebpf or rehash. Can be repeated
     ///
     /// All are used if none is given. Without write-protect nothing is done to a VMM: no thread of it is stopped and no page of its guest
-    /// is protected, and every VM is advisory, read again now and then. Without ebpf no program is loaded into the kernel: writes are
+    /// is protected (but for what an earlier memdexd has left: see --detach), and every VM is advisory, read again now and then. Without ebpf no program is loaded into the kernel: writes are
     /// found by scans, and discarded memory late. rehash is never left out.
     #[arg(long, value_name = "NAME", hide_short_help = true)]
     witness: Vec<String>,
@@ -81,7 +81,7 @@ pub(crate) struct Cli {
 
     /// Do not run: take out of the VMMs what an earlier memdexd left there for the next one, and end
     ///
-    /// When memdexd ends, in whatever way, it leaves the VMMs' memory write-protected and its maps in the folder beside the Unix socket, so that the next one
+    /// When memdexd ends, in whatever way, it leaves the VMMs' memory write-protected and its maps in the folder SOCKET.maps beside the Unix socket, so that the next one
     /// need not read all memory again. This undoes it, for all VMs or those named with --include and --exclude: the userfaultfd in each VMM is closed (a
     /// thread of it is stopped for some hundred microseconds), and the map is removed. Fails if a memdexd still watches one of them.
     #[arg(long)]

@@ -14,7 +14,10 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     thread::JoinHandle,
     time::Duration,
@@ -122,6 +125,8 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     /// A process was seen to map a VM's RAM: the sweeper is to find out who.
     pub(crate) mappings_changed: AtomicBool,
+    /// Sweeps whose findings every tracker has been told of.
+    pub(crate) sweeps: AtomicU64,
 }
 
 impl Shared {
@@ -217,6 +222,7 @@ impl Host {
             swept: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             mappings_changed: AtomicBool::new(false),
+            sweeps: AtomicU64::new(0),
             options,
         });
         // Loading the hooks read the kernel's types: tens of megabytes, for a moment.
@@ -317,6 +323,8 @@ impl Host {
 /// The sweeping thread: looks what runs, and tells the registry.
 fn sweep(shared: &Arc<Shared>) {
     let mut discovery = Discovery::new(shared.options.filter.clone());
+    // What an earlier daemon left is judged by what the first sweep finds: it has to know of everybody who maps a VM's RAM.
+    discovery.look_at_all_mappings();
     let mut slots = Slots::default();
     let mut gone = None;
     while !shared.stopping.load(Relaxed) {
@@ -325,6 +333,7 @@ fn sweep(shared: &Arc<Shared>) {
         }
         let found = discovery.sweep(slots.read(&shared.hooks).as_deref());
         shared.registry.update(shared, &found);
+        shared.sweeps.fetch_add(1, SeqCst);
         for vm in shared.registry.all() {
             if let Some((at, found)) = discovery.direct_io(vm.process()) {
                 vm.note_direct_io(at, found);

@@ -2,6 +2,8 @@
 //!
 //! They wait in two lines, hot pages and all others, and each line is served in a circle: whoever waits has its turn before any page has it twice.
 
+use std::ops::Range;
+
 use roaring::RoaringBitmap;
 
 use super::cost::Kind;
@@ -69,6 +71,13 @@ impl Held {
     /// Every page that waits.
     pub(super) fn all(&self) -> RoaringBitmap {
         &self.quiet.pages | &self.hot.pages
+    }
+
+    /// These have been read, whoever wanted it: their turn need not come.
+    pub(super) fn settled(&mut self, run: Range<u32>) {
+        for set in [&mut self.quiet.pages, &mut self.hot.pages, &mut self.approved] {
+            set.remove_range(run.clone());
+        }
     }
 
     pub(super) fn forget_from(&mut self, page: u32) {

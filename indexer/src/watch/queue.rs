@@ -180,6 +180,7 @@ impl Queue {
 
     /// These have been read and published.
     pub(super) fn published(&mut self, run: Range<u32>) {
+        self.held.settled(run.clone());
         self.recent[0].insert_range(run);
     }
 

@@ -13,7 +13,7 @@
 //! run. In the long run the two are the same, because a page has to be armed again before it can take another fault. Pages that are armed for the first time are
 //! free; each of them can take one fault, whatever the budget.
 //!
-//! Where the bucket is empty a page is *held*: it is stale and writable, and costs nothing until its turn comes (`watch/queue/held.rs`). Hot pages get only what is above half of the
+//! Where the bucket is empty a page is *held*: it is stale and writable, and costs nothing until its turn comes (`watch/held.rs`). Hot pages get only what is above half of the
 //! bucket, so a guest that writes the same pages all the time does not make the others stale. Nobody who waits for an answer is held up: what is armed for a sync, or
 //! while the VM is being moved, is taken from the bucket, whether it is there or not.
 

@@ -5,19 +5,19 @@
 //! when the doubt begins and once more when it has gone.
 
 use std::{
-    sync::atomic::Ordering::Relaxed,
+    sync::atomic::Ordering::{Relaxed, SeqCst},
     time::{Duration, Instant},
 };
 
 use super::Tracker;
 
-/// Discovery has found out within this time: it is told to look through all mappings in its next sweep.
+/// Discovery has found out within this time, and two sweeps: it is told to look through all mappings in its next sweep.
 const FOUND_OUT: Duration = Duration::from_secs(3);
 
 impl Tracker {
     /// Another process is mapping a RAM file writable; its writes begin after `since`.
     pub(super) fn foreign_mapping(&mut self, since: Instant) {
-        let already = self.foreign.replace(Instant::now()).is_some();
+        let already = self.foreign.replace((Instant::now(), self.shared.sweeps.load(SeqCst))).is_some();
         self.shared.mappings_changed.store(true, Relaxed);
         if !already && self.descriptor.doubts.is_empty() {
             tracing::info!(vm = %self.vm.id(), "another process maps this VM's RAM writable");
@@ -33,7 +33,9 @@ impl Tracker {
     }
 
     pub(super) fn tick_foreign(&mut self) {
-        if self.foreign.is_some_and(|at| at.elapsed() >= FOUND_OUT) {
+        // Two: one may have been under way.
+        let swept = self.shared.sweeps.load(SeqCst);
+        if self.foreign.is_some_and(|(at, sweeps)| at.elapsed() >= FOUND_OUT && swept >= sweeps + 2) {
             self.foreign = None;
             if !self.doubted() {
                 // It has gone again, and may have written while it was there.

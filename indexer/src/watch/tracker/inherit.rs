@@ -107,7 +107,11 @@ const LOOK: u32 = 2;
 impl Tracker {
     /// Begins with a map in which nothing is known.
     pub(super) fn begin_anew(&mut self) {
-        let store = self.shared.options.maps.as_ref().and_then(|maps| {
+        // Without the claim the file may be that of a daemon that runs.
+        let maps = self.shared.options.maps.as_ref().filter(|_| self.claim.is_some());
+        let store = maps.and_then(|maps| {
+            // Also if there is no room for a new one.
+            maps.remove(self.process);
             let store = maps.create(self.process);
             let failed = |error| {
                 tracing::warn!(

@@ -204,10 +204,12 @@ impl Tracker {
         }
         let region = self.region_of(batch.min().expect("not empty"));
         job.todo -= &batch;
+        let inherited = self.inherited(region, &batch);
         let doubtful = self.settle(region, batch.clone())?;
         if job.still && !job.reply.is_closed() {
             // Who asked waits for us, and the guest stands still for as long as he does: so it did when these were armed.
-            self.set_settled(&(&batch - &doubtful), true);
+            // (What an earlier daemon read was not read just now.)
+            self.set_settled(&((&batch - &doubtful) - &inherited), true);
         }
         if self.regions[region].readable() {
             job.again |= doubtful;

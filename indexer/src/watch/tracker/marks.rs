@@ -69,6 +69,7 @@ impl Tracker {
 
     /// (Re)starts the eBPF marks with the regions and memslots as they are now.
     pub(super) fn watch_marks(&mut self) {
+        let blind = self.half_blind();
         let regions = self.regions.iter().map(|watched| MarkRegion {
             start: watched.region.start,
             len: watched.region.len,
@@ -101,6 +102,12 @@ impl Tracker {
             }
         }
         self.last_watched = Instant::now();
+        let held = self.vm.map().held_counts();
+        if blind && !self.half_blind() && held.stale < held.total {
+            // What both witnesses missed meanwhile shows nowhere.
+            self.whole.spend_runs(std::slice::from_ref(&(0..held.total as u32)));
+            self.know_nothing();
+        }
     }
 
     /// Whether eBPF tells of every write that takes a fault, so that scans need to look only where it points.

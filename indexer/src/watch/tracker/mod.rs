@@ -172,7 +172,7 @@ pub(crate) struct Tracker {
     /// Pages have changed unseen: nothing here is believed any more.
     distrust: Option<Distrust>,
     /// eBPF saw another process map a RAM file writable then; see [`foreign`].
-    foreign: Option<Instant>,
+    foreign: Option<(Instant, u64)>,
     /// Pages pushed into KVM's dirty ring and not known to be reset since; see [`ring`].
     pushed: RoaringBitmap,
     /// Pages not looked at since they became part of the VM.
@@ -355,6 +355,7 @@ impl Tracker {
         if self.slots_moved && self.last_watched.elapsed() >= REWATCH {
             self.slots_moved = false;
             self.watch_marks();
+            self.update_status();
             self.full_scan.want();
         }
         // A rotation drops pages from those that are scanned again: each gets its last look before.
@@ -416,6 +417,8 @@ impl Tracker {
     /// Leaves the map and the protection to the next daemon if this one ends. Else leaves the VMM without our protection: no write of its
     /// guest costs a fault because of us any more.
     fn release(&mut self) {
+        // Somebody may have mapped the RAM since the last tick; the next daemon has to hear of it.
+        self.take_marks();
         self.abandon_jobs(JobError::Gone);
         if self.leave_behind() {
             return;

@@ -87,6 +87,11 @@ impl Tracker {
                 batch -= &inherited;
                 let failed = self.confirm(region, &inherited)?;
                 self.queue.ready(&failed);
+                if self.last_tick.elapsed() >= self.options.tick {
+                    // Whatever else there is to do: the marks are looked at with every tick.
+                    self.queue.ready(&batch);
+                    return Ok(None);
+                }
             }
             let spent = self.spent(&batch);
             let mut batch = protocol::armed_only(&mut self.queue, batch, spent);

@@ -216,11 +216,9 @@ pub fn detach(process: ProcessId, token: Option<Token>) -> Result<usize, AttachE
     for found in found {
         let named =
             token.is_some_and(|token| token.number == found.number && inode(&found.fd) == Some(token.inode));
-        if named || ranges.iter().any(|range| acts_on(&found.fd, process.id(), range)) {
-            for range in &ranges {
-                // From here, so that the VMM's thread need not be stopped for it.
-                let _ = unregister(&found.fd, range);
-            }
+        // Asking unregisters what is this one's, and leaves alone what is another's (of a snapshot, say).
+        let ours = ranges.iter().filter(|range| acts_on(&found.fd, process.id(), range)).count();
+        if named || ours > 0 {
             found.close(&process)?;
             closed += 1;
         }
