@@ -8,6 +8,7 @@ mod detach;
 mod haste;
 mod kept;
 mod registry;
+mod status;
 mod vm;
 
 use std::{
@@ -41,7 +42,7 @@ pub(crate) use content::ContentSource;
 pub use detach::{Detached, detach};
 pub use kept::KeptFigures;
 use registry::Registry;
-pub(crate) use vm::{Freshness, GuestShare, Status};
+pub(crate) use status::{Freshness, GuestShare, Status};
 pub use vm::{JobError, Vm};
 
 /// Events kept for readers that are behind; a slower reader is told how many it missed.

@@ -10,8 +10,9 @@ use super::{
         ABSENT, Block, CHUNK_PAGES, INHERITED, KIND, KNOWN, STALE, UNKNOWN, UNSETTLED, ZERO, held, inherit,
         shown, stale,
     },
+    cell::Cell,
     counts::Counts,
-    store::{Alike, LeftChunk, Slot, Store},
+    store::{Alike, LeftChunk, Slot},
 };
 use crate::units::Generation;
 
@@ -46,44 +47,6 @@ pub(super) enum Chunk {
     Alike { page: u8, len: u16, generation: Generation },
     /// Pages differ.
     Each(Arc<Slot>),
-}
-
-/// Where a chunk of a map stands: what it has to write down elsewhere.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Cell<'a> {
-    store: Option<&'a Arc<Store>>,
-    /// The map is the one that the store is of, no snapshot.
-    owned: bool,
-    chunk: usize,
-}
-
-impl<'a> Cell<'a> {
-    pub(super) fn new(store: Option<&'a Arc<Store>>, owned: bool, chunk: usize) -> Self {
-        Self { store, owned, chunk }
-    }
-
-    fn alike(self, page: u8, len: u16, generation: Generation) {
-        if let Some(store) = self.store.filter(|_| self.owned) {
-            store.set_alike(self.chunk, Alike { page, len, generation: generation.0 });
-        }
-    }
-
-    fn each(self, slot: &Slot) {
-        if let Some(store) = self.store.filter(|_| self.owned) {
-            store.set_slot(self.chunk, slot);
-        }
-    }
-
-    fn settled(self) {
-        if let Some(store) = self.store.filter(|_| self.owned) {
-            store.set_time(self.chunk, monotonic_seconds());
-        }
-    }
-}
-
-/// Seconds of the clock that every daemon of this boot has.
-pub(crate) fn monotonic_seconds() -> u32 {
-    rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse).tv_sec as u32
 }
 
 impl Chunk {

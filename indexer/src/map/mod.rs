@@ -21,6 +21,7 @@
 //! that each page has anyway, goes with the first write that is seen, and is taken away by the tracker when the page has been read once more.
 
 mod block;
+mod cell;
 mod chunk;
 mod counts;
 mod index;
@@ -37,8 +38,9 @@ use roaring::RoaringBitmap;
 use crate::units::{Generation, PageRange};
 
 use block::CHUNK_PAGES;
-pub(crate) use chunk::monotonic_seconds;
-use chunk::{Cell, Chunk, Publication};
+use cell::Cell;
+pub(crate) use cell::monotonic_seconds;
+use chunk::{Chunk, Publication};
 pub use chunk::{Content, PageView};
 use counts::Counts;
 pub use index::{ContentIndex, IndexStatistics, MapId, Place};

@@ -3,8 +3,8 @@
 //! Owns loading the programs and the marks they set. Never decides that a page is current or stale: a mark only says where to look.
 
 use std::{
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use aya::{Ebpf, maps::MapError, sys::Stats};
@@ -12,6 +12,7 @@ use aya::{Ebpf, maps::MapError, sys::Stats};
 mod btf;
 mod gate;
 mod layout;
+mod left_out;
 mod log;
 mod marks;
 mod memslots;
@@ -20,7 +21,7 @@ mod registry;
 mod shared;
 mod tracefs;
 
-pub(crate) use self::gate::Quiet;
+pub(crate) use self::{gate::Quiet, left_out::LeftOut};
 use self::{layout::Plan, object::Hook, registry::Registry};
 pub use self::{
     layout::{MarkLayout, MarkRegion, RamFile},
@@ -58,8 +59,8 @@ pub struct ProgramStatistics {
     pub runs: u64,
     /// Time it ran for, in nanoseconds.
     pub nanoseconds: u64,
-    /// Times the kernel left it out because another program was running on that processor (only counted by newer kernels). Its events
-    /// come from places where that cannot happen; should it be more than 0, marks were lost.
+    /// Times the kernel left it out because another program was running on that processor, or a map was being changed there. Only kernels that preempt themselves do
+    /// so; trackers notice, and look at everything.
     pub missed: u64,
 }
 
@@ -107,6 +108,7 @@ struct Loaded {
     registry: Arc<Registry>,
     /// Holds the programs and their attachments.
     object: Mutex<Ebpf>,
+    left_out: left_out::Counts,
     /// Makes the kernel measure the programs for as long as it is open.
     _statistics: Option<std::os::fd::OwnedFd>,
     _log: Option<log::Forwarding>,
@@ -148,7 +150,9 @@ impl Hooks {
         let statistics = aya::sys::enable_stats(Stats::RunTime)
             .inspect_err(|error| tracing::info!(%error, "the cost of the eBPF programs cannot be measured"))
             .ok();
-        let loaded = Loaded { registry, object: Mutex::new(object), _statistics: statistics, _log: log };
+        let left_out = left_out::Counts::of(&object);
+        let loaded =
+            Loaded { registry, object: Mutex::new(object), left_out, _statistics: statistics, _log: log };
         Self { statuses, loaded: Some(loaded) }
     }
 
@@ -168,12 +172,20 @@ impl Hooks {
             .filter_map(|(name, program)| {
                 let info = program.info().ok()?; // not loaded
                 let nanoseconds = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
-                let missed = program.fd().ok().and_then(|fd| missed(fd.as_fd())).unwrap_or(0);
+                let missed =
+                    left_out::open(program).and_then(|fdinfo| left_out::missed(&fdinfo)).unwrap_or(0);
                 Some(ProgramStatistics { name: name.to_owned(), runs: info.run_count(), nanoseconds, missed })
             })
             .collect();
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+
+    /// How often programs were left out, and a moment before which none was that is not counted. To be looked at after the marks have been taken.
+    pub(crate) fn left_out(&self) -> (Instant, LeftOut) {
+        self.loaded
+            .as_ref()
+            .map_or_else(|| (Instant::now(), LeftOut::default()), |loaded| loaded.left_out.look())
     }
 
     /// Begins to mark the pages of a process, or goes on with another layout.
@@ -239,12 +251,6 @@ impl Hooks {
         let status = self.statuses.iter().find(|status| status.name == hook.name());
         status.and_then(|status| status.reason.clone()).unwrap_or_else(|| "it is not loaded".to_owned())
     }
-}
-
-/// The one figure of a program that only its `fdinfo` has.
-fn missed(program: BorrowedFd<'_>) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
 
 impl HookStatus {

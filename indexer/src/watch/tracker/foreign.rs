@@ -5,7 +5,10 @@
 //! when the doubt begins and once more when it has gone.
 
 use std::{
-    sync::atomic::Ordering::{Relaxed, SeqCst},
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,9 +36,11 @@ impl Tracker {
     }
 
     pub(super) fn tick_foreign(&mut self) {
-        // Two: one may have been under way.
+        // Two: one may have been under way. And what they found has to have reached us.
         let swept = self.shared.sweeps.load(SeqCst);
-        if self.foreign.is_some_and(|(at, sweeps)| at.elapsed() >= FOUND_OUT && swept >= sweeps + 2) {
+        let heard = Arc::ptr_eq(&self.vm.descriptor(), &self.descriptor);
+        if heard && self.foreign.is_some_and(|(at, sweeps)| at.elapsed() >= FOUND_OUT && swept >= sweeps + 2)
+        {
             self.foreign = None;
             if !self.doubted() {
                 // It has gone again, and may have written while it was there.

@@ -1,6 +1,6 @@
 //! What eBPF said: taking the marks, and laying them out for the regions as they are.
 
-use std::time::Instant;
+use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
 use super::Tracker;
 use crate::{
@@ -22,8 +22,17 @@ impl Tracker {
         };
         let (mut written, mut discarded) = (Vec::new(), Vec::new());
         let (before, began) = (self.looks.marks_taken(), Instant::now());
-        let taken = marks.take(&mut written, &mut discarded);
-        self.looks.took_marks(began, !written.is_empty(), taken.overflowed);
+        let mut taken = marks.take(&mut written, &mut discarded);
+        // Marks that are missing because the kernel left a program out are like those that name no page.
+        let (as_of, left_out) = self.shared.hooks.left_out();
+        let known = std::mem::replace(&mut self.left_out, left_out);
+        let calls_lost = left_out.calls > known.calls;
+        taken.overflowed |= left_out.faults > known.faults;
+        taken.discards_overflowed |= calls_lost;
+        if left_out.mappings > known.mappings {
+            self.shared.mappings_changed.store(true, Relaxed);
+        }
+        self.looks.took_marks(began.min(as_of), !written.is_empty(), taken.overflowed);
         if !written.is_empty() || !discarded.is_empty() {
             let mut map = self.vm.map_mut();
             let noted = protocol::marked(&mut map, &mut self.queue, &mut written, &mut discarded);
@@ -49,9 +58,23 @@ impl Tracker {
             self.vm.counters.mark_overflows.add(1);
             self.everything_discarded();
         }
+        if calls_lost {
+            self.count_calls_anew();
+        }
         if self.queue.awaits_discards() && self.marks.as_ref().is_none_or(Marks::discards_quiescent) {
             self.queue.discards_done();
         }
+    }
+
+    /// The beginning or the end of a discarding call was not counted, and the count would never come out even again: it begins anew. The end of a call that
+    /// is under way finds no note of its beginning, and says that anything may have been discarded.
+    fn count_calls_anew(&mut self) {
+        self.marks = None;
+        self.watch_marks();
+        self.update_status();
+        // What was written while nobody was marking.
+        self.full_scan.want();
+        self.everything_discarded();
     }
 
     /// A discard that could not be told to pages: every page may have been thrown away.

@@ -6,6 +6,7 @@
 mod aside;
 mod audit;
 mod check;
+mod command;
 mod content;
 mod digest;
 mod foreign;
@@ -13,6 +14,7 @@ mod inherit;
 mod jobs;
 mod layout;
 mod marks;
+mod options;
 mod pay;
 mod region;
 mod ring;
@@ -25,18 +27,17 @@ mod whole;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
     time::{Duration, Instant},
 };
 
-use memdex_wire::job::{SyncReport, VerifyReport};
 use roaring::RoaringBitmap;
 use tokio::sync::oneshot;
 
 use super::{
     claim::Claim,
     cost::GuestCost,
-    ebpf::Marks,
+    ebpf::{LeftOut, Marks},
     pagemap::{Pagemap, ScanError},
     protection::Protection,
     protocol::FullScan,
@@ -49,6 +50,9 @@ use crate::{
     map::Change,
     vm::descriptor::{ProcessId, VmDescriptor},
 };
+pub(crate) use command::Command;
+pub use options::TrackerOptions;
+
 use check::{Distrust, History};
 use content::ContentAudit;
 use jobs::Job;
@@ -68,62 +72,6 @@ const TRY_AGAIN: Duration = Duration::from_secs(15);
 const TRY_AT_LEAST: Duration = Duration::from_secs(3600);
 /// Commands waiting for one tracker.
 pub(crate) const COMMANDS: usize = 64;
-
-/// How a tracker goes about its work.
-#[derive(Debug, Clone)]
-pub struct TrackerOptions {
-    /// Time from one look at the marks to the next.
-    pub tick: Duration,
-    /// Shortest time between two audits.
-    pub audit: Duration,
-    /// Shortest time between two scans of everything, where eBPF does not say what was written.
-    pub scan: Duration,
-    /// Time from one reading of a region that cannot be watched to the next.
-    pub rehash: Duration,
-    /// Share of a core that reading known pages again takes, all VMs together; 0: none are.
-    pub audit_share: f64,
-    /// Longest time that a request of direct I/O can be under way; zero if it is to be disregarded.
-    pub settle: Duration,
-    /// Share of one vCPU that a guest may lose by being watched, in millionths.
-    pub guest_budget_ppm: u32,
-    /// Whether a userfaultfd may be made in the VMM.
-    pub write_protect: bool,
-}
-
-impl Default for TrackerOptions {
-    fn default() -> Self {
-        Self {
-            tick: Duration::from_millis(20),
-            audit: Duration::from_secs(10),
-            scan: Duration::from_millis(200),
-            rehash: Duration::from_secs(30),
-            audit_share: 0.005,
-            settle: Duration::from_secs(120),
-            guest_budget_ppm: 10_000,
-            write_protect: true,
-        }
-    }
-}
-
-/// What a tracker is asked to do.
-#[derive(Debug)]
-pub(crate) enum Command {
-    /// Make every page current once. `still`: the guest has been stopped and its I/O has drained, so no write is on its way.
-    Sync { deadline: Instant, still: bool, reply: oneshot::Sender<Result<SyncReport, JobError>> },
-    /// Read every current page again.
-    Verify { reply: oneshot::Sender<Result<VerifyReport, JobError>> },
-    /// Leave the memory alone: a migration fills it. Answered when nothing of it is being read.
-    StandAside { reply: oneshot::Sender<Result<(), JobError>> },
-    /// Begin a new bucket of unsettled pages. The answer is a time after which none of the older ones were published.
-    CloseUnsettled { reply: oneshot::Sender<Result<Instant, JobError>> },
-    /// At some moment after `mark` no direct I/O was under way: what was published before need not wait any longer to settle. Answered when all of it has been read
-    /// once more.
-    Drained { mark: Instant, reply: oneshot::Sender<Result<(), JobError>> },
-    /// Discovery found the VM changed.
-    Changed(Arc<VmDescriptor>),
-    /// Look up: tracking may have been stopped.
-    Wake,
-}
 
 /// Why a tracker ends.
 #[derive(Debug)]
@@ -159,6 +107,8 @@ pub(crate) struct Tracker {
     whole: Whole,
     marks: Option<Marks>,
     marks_missing: Option<String>,
+    /// How often programs had been left out when the marks were last taken.
+    left_out: LeftOut,
     regions: Vec<Watched>,
     queue: Queue,
     cost: GuestCost,
@@ -226,6 +176,7 @@ impl Tracker {
         let now = Instant::now();
         let unsettled = Unsettled::new(shared.options.tracker.settle, now);
         let cost = begin_to_pay(&shared, &descriptor, protection.as_ref().ok(), now);
+        let (_, left_out) = shared.hooks.left_out();
         let whole = Whole::new(shared.hooks.cleared_by_others());
         let mut tracker = Self {
             options: shared.options.tracker.clone(),
@@ -240,6 +191,7 @@ impl Tracker {
             whole,
             marks: None,
             marks_missing: None,
+            left_out,
             regions: Vec::new(),
             queue: Queue::new(),
             cost,
@@ -277,6 +229,8 @@ impl Tracker {
             Some(left) => tracker.go_on(left),
             None => tracker.begin_anew(),
         }
+        // Who has mapped the RAM since discovery looked, and before the hooks saw this VM, is found by the next sweep.
+        tracker.shared.mappings_changed.store(true, Relaxed);
         Ok(tracker)
     }
 
