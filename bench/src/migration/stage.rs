@@ -157,8 +157,12 @@ impl Stage {
             drop(daemon.wait_for_vm(pid, PATIENCE));
             daemon::indexed(daemon, pid);
             let begun = Instant::now();
-            while daemon::vm(daemon, pid).is_none_or(|vm| vm.pages.stale > vm.pages.total / QUIET) {
-                assert!(begun.elapsed() < PATIENCE, "the guest writes too much: its pages stay stale");
+            loop {
+                let vm = daemon::vm(daemon, pid);
+                if vm.as_ref().is_some_and(|vm| vm.pages.stale <= vm.pages.total / QUIET) {
+                    break;
+                }
+                assert!(begun.elapsed() < PATIENCE, "the guest writes too much, its pages stay stale: {vm:?}");
                 std::thread::sleep(Duration::from_millis(100));
             }
         }

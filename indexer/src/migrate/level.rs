@@ -16,7 +16,8 @@
 //! On a link faster than zstd nothing should be compressed. The model above can't tell, because a destination that is busy (with decompressing,
 //! hashing, writing) looks like a slow link, and one that is slow for each byte on the wire, which it is not. So the model only says whether sending pages as they are is worth a
 //! *trial*; then the clock says what a byte of memory took in all, compressed and as it is, and the faster way is kept for as long as it is.
-//! Fewer bytes are worth something to everybody else on the link, so there is no trial where less than [`WORTH`] could be saved in all.
+//! Fewer bytes are worth something to everybody else on the link, so there is no trial where less than [`WORTH`] could be saved in all, nor
+//! where the trial itself would be more than a small part of what is left.
 
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ const STILL_WORTH: f64 = WORTH / 16.0;
 const SURE: u32 = 32;
 /// Blocks of a trial. The first ones are not counted: they only fill what is between the two hosts.
 const TRIAL: u32 = 24;
+/// A trial that fails has made its bytes for nothing: there is one only where it is less than such a part of what is left.
+const TRIAL_PART: u64 = 8;
 const NOT_COUNTED: u32 = 8;
 /// Blocks after a trial that failed before there is another one: twice as many after each.
 const NOT_AGAIN: u32 = 512;
@@ -104,6 +107,8 @@ pub(super) struct Choice {
     failed: u32,
     least: f64,
     left: u64,
+    /// Bytes of memory in the latest block.
+    block: u64,
 }
 
 fn blend(old: Option<f64>, new: f64) -> Option<f64> {
@@ -128,6 +133,7 @@ impl Default for Choice {
             failed: 0,
             least: 0.0,
             left: 0,
+            block: 0,
         }
     }
 }
@@ -168,7 +174,7 @@ impl Choice {
                 self.plain = blend(self.plain, whole);
             }
         }
-        (self.least, self.left) = (sent.least, sent.left);
+        (self.least, self.left, self.block) = (sent.least, sent.left, sent.memory as u64);
     }
 
     /// Chooses the level of the next block. Returns whether it is another one.
@@ -208,12 +214,14 @@ impl Choice {
     }
 
     /// Whether pages might be sent faster as they are. `plain` and `compressed` are what the model says that a byte of memory takes; as what is saved it is
-    /// believed only if that is more than half of what the clock says, because it makes a busy destination dearer than it is.
+    /// believed only if that is more than half of what the clock says, because it makes a busy destination dearer than it is; a cap is believed as it is.
     fn worth_a_trial(&self, plain: f64, compressed: f64) -> bool {
         let seen = self.compressed.unwrap_or(0.0);
+        let hoped = plain.min(seen * 0.5).max(self.least);
         self.seen >= self.again
             && plain < DOUBT * compressed
-            && (seen - plain.min(seen * 0.5)) * self.left as f64 > WORTH
+            && self.block * u64::from(TRIAL) * TRIAL_PART < self.left
+            && (seen - hoped) * self.left as f64 > WORTH
     }
 
     /// Whether the clock says that sending pages as they are is faster, and there is enough left for that to matter. During the trial it is not asked.
