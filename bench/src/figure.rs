@@ -4,6 +4,8 @@ use std::{fmt, fs, io, path::Path};
 
 use serde::Serialize;
 
+use crate::compare::Now;
+
 /// What a figure has to reach.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Bound {
@@ -49,6 +51,16 @@ impl Figures {
     pub(crate) fn write(&self, file: &Path) -> io::Result<()> {
         let text = serde_json::to_string_pretty(&self.0).map_err(io::Error::other)?;
         fs::write(file, text + "\n")
+    }
+
+    /// What is to be compared with an earlier run.
+    pub(crate) fn shown(&self) -> impl Iterator<Item = Now<'_>> {
+        self.0.iter().map(|figure| Now {
+            name: figure.name,
+            value: figure.value,
+            unit: figure.unit,
+            more_is_better: matches!(figure.bound, Bound::AtLeast(_)),
+        })
     }
 
     pub(crate) fn all_within_bounds(&self) -> bool {

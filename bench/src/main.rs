@@ -3,6 +3,7 @@
 //! Owns measuring and printing. Real parts only: the release build of the daemon, a process that holds a KVM VM, a guest
 //! under QEMU. What it prints is what it saw; a figure out of bounds is printed as such, and `--check` makes it an error.
 
+mod compare;
 mod daemon;
 mod diff;
 mod figure;
@@ -19,6 +20,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+use compare::Before;
 use figure::Figures;
 
 #[derive(Debug, Parser)]
@@ -27,6 +29,9 @@ struct Arguments {
     /// Write the figures to this file, as [{"name","value","unit"}]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Show the figures beside those of an earlier run, which `--json` wrote: old, new, and new over old
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
     /// Exit with 1 if a figure is out of bounds
     #[arg(long)]
     check: bool,
@@ -66,6 +71,14 @@ fn main() -> ExitCode {
         }
         None => {}
     }
+    // Before anything is measured: that takes long.
+    let before = match arguments.compare.as_deref().map(Before::read).transpose() {
+        Ok(before) => before,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let wanted = |names: &[&str]| {
         arguments.only.as_deref().is_none_or(|only| names.iter().any(|name| name.contains(only)))
     };
@@ -105,6 +118,9 @@ fn main() -> ExitCode {
     }
     if !figures.is_empty() {
         print!("{figures}");
+    }
+    if let Some(before) = &before {
+        print!("\n{}", before.table(figures.shown()));
     }
     if let Some(file) = &arguments.json
         && let Err(error) = figures.write(file)

@@ -8,6 +8,7 @@ use crate::workspace::{Outcome, cargo, run, target};
 #[command(after_help = "\
 Examples:
   cargo xtask bench --json figures.json     also write them as JSON: [{\"name\",\"value\",\"unit\"}]
+  cargo xtask bench --compare old.json      show them beside those of an earlier run, with the ratios
   cargo xtask bench -- --help               what can be measured")]
 pub(crate) struct Arguments {
     /// Handed to the bench program.

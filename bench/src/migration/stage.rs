@@ -137,8 +137,8 @@ impl Stage {
                 include: self.scratch.globs(&[side.letter()]),
                 tcp: true,
                 token_file: Some(self.scratch.path("token")),
-                // A tmpfs, as /run is.
-                socket: Some(self.scratch.shm(&format!("{}.sock", side.letter()))),
+                // On a tmpfs, as /run is; a new one each time, because maps that are left behind lie beside it.
+                socket: Some(self.scratch.shm(&format!("{}{}.sock", side.letter(), self.moves))),
                 arguments: ["--log", "info"].map(str::to_owned).to_vec(),
             };
             Daemon::start_with(&self.scratch, &format!("host-{}", side.letter()), &options)
@@ -162,7 +162,10 @@ impl Stage {
                 if vm.as_ref().is_some_and(|vm| vm.pages.stale <= vm.pages.total / QUIET) {
                     break;
                 }
-                assert!(begun.elapsed() < PATIENCE, "the guest writes too much, its pages stay stale: {vm:?}");
+                assert!(
+                    begun.elapsed() < PATIENCE,
+                    "the guest writes too much, its pages stay stale: {vm:?}"
+                );
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
