@@ -1,4 +1,5 @@
-//! The figures of this run beside those of an earlier one. Owns reading the earlier file and the table; says what changed, and judges nothing.
+//! The figures of this run beside those of an earlier one. Owns reading the earlier file, and the table, which says what got better or
+//! worse; whether a figure keeps its promise is [`super::figure`]'s to say.
 
 use std::{collections::BTreeMap, fmt, fs, path::Path};
 

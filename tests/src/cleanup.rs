@@ -134,11 +134,12 @@ impl Drop for Scratch {
         }
         let files = self.shm_files();
         for file in &files {
-            let _ = fs::remove_file(file);
+            // The maps that a daemon leaves for the next one are a folder.
+            let _ = if file.is_dir() { fs::remove_dir_all(file) } else { fs::remove_file(file) };
         }
         if !std::thread::panicking() {
             assert!(processes.is_empty(), "processes were left running: {processes:?}");
-            assert!(files.is_empty(), "RAM files were left in /dev/shm: {files:?}");
+            assert!(files.is_empty(), "files were left in /dev/shm: {files:?}");
         }
     }
 }

@@ -121,10 +121,12 @@ impl Stage {
         stage
     }
 
-    /// All guests stand still, and nothing is indexed.
+    /// All guests stand still, nothing is indexed, and what was known is forgotten.
     pub(crate) fn rest(&mut self) {
         for mut daemon in self.daemons.take().into_iter().flatten() {
             daemon.stop();
+            // Guests that are still there have their maps kept for the next daemon.
+            let _ = std::fs::remove_dir_all(format!("{}.maps", daemon.socket().display()));
         }
         self.sibling.iter_mut().chain([&mut self.guest]).for_each(Qemu::pause);
     }
@@ -137,8 +139,8 @@ impl Stage {
                 include: self.scratch.globs(&[side.letter()]),
                 tcp: true,
                 token_file: Some(self.scratch.path("token")),
-                // On a tmpfs, as /run is; a new one each time, because maps that are left behind lie beside it.
-                socket: Some(self.scratch.shm(&format!("{}{}.sock", side.letter(), self.moves))),
+                // A tmpfs, as /run is.
+                socket: Some(self.scratch.shm(&format!("{}.sock", side.letter()))),
                 arguments: ["--log", "info"].map(str::to_owned).to_vec(),
             };
             Daemon::start_with(&self.scratch, &format!("host-{}", side.letter()), &options)

@@ -107,7 +107,7 @@ pub(super) struct Choice {
     failed: u32,
     least: f64,
     left: u64,
-    /// Bytes of memory in the latest block.
+    /// Bytes of memory in the largest block.
     block: u64,
 }
 
@@ -174,7 +174,8 @@ impl Choice {
                 self.plain = blend(self.plain, whole);
             }
         }
-        (self.least, self.left, self.block) = (sent.least, sent.left, sent.memory as u64);
+        (self.least, self.left) = (sent.least, sent.left);
+        self.block = self.block.max(sent.memory as u64);
     }
 
     /// Chooses the level of the next block. Returns whether it is another one.
@@ -225,8 +226,10 @@ impl Choice {
     }
 
     /// Whether the clock says that sending pages as they are is faster, and there is enough left for that to matter. During the trial it is not asked.
+    /// What a cap has saved up lets a trial pass faster than the cap for a while: that is not what it would be like to the end.
     fn plain_is_faster(&self) -> bool {
         let (Some(compressed), Some(plain)) = (self.compressed, self.plain) else { return true };
+        let plain = plain.max(self.least);
         if self.tried < TRIAL {
             return plain < HOPELESS * compressed;
         }

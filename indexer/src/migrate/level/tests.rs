@@ -96,6 +96,39 @@ fn what_little_there_is_is_compressed() {
     assert!(level >= 1 && wire < 15 << 20, "{level} {wire}");
 }
 
+/// A slow host: much time could be saved, but the trial would be a good part of what there is.
+#[test]
+fn a_trial_is_not_most_of_what_is_sent() {
+    let slow = World { compress: 10.0, besides: 4.0, ..DATACENTRE };
+    let (_, wire, level) = slow.send(40 << 20, None);
+    assert!(level >= 1 && wire < 16 << 20, "{level} {wire}");
+    assert_eq!(slow.send(512 << 20, None).2, 0, "where there is more of it, it is tried");
+}
+
+/// A token bucket that has filled up while pages were compressed lets plain ones pass at once, for a while.
+#[test]
+fn what_a_cap_has_saved_up_is_not_taken_for_a_fast_link() {
+    // A trial has just begun.
+    let (compress, compressed) = (Some(10e-9), Some(17.2e-9));
+    let mut choice = Choice { level: 0, compress, ratio: Some(0.4), compressed, ..Choice::default() };
+    let mut plain = 0;
+    for _ in 0..SURE + 4 * TRIAL {
+        let as_it_is = choice.level() == 0;
+        plain += u32::from(as_it_is);
+        choice.sent(&Sent {
+            memory: BLOCK,
+            wire: if as_it_is { BLOCK } else { BLOCK * 2 / 5 },
+            link: Duration::from_micros(30),
+            // 3 ns a byte as it is, 17.2 compressed; the cap allows 17.5 in the long run.
+            whole: Duration::from_micros(if as_it_is { 800 } else { 4500 }),
+            least: 17.5e-9,
+            left: 1 << 30,
+        });
+        choice.choose();
+    }
+    assert!(plain > 0 && plain <= TRIAL + CHOOSE, "{plain} blocks were sent as they are");
+}
+
 #[test]
 fn a_slow_link_is_worth_more_work() {
     let slow = World { link: 1000.0, ..DATACENTRE };
