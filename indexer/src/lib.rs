@@ -20,6 +20,7 @@ pub mod memory;
 pub mod metrics;
 pub mod migrate;
 pub mod peer;
+pub mod picture;
 pub mod units;
 pub mod vm;
 pub mod watch;

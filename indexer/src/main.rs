@@ -113,7 +113,7 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
         token_file().exists().then(|| AccessToken::load(&token_file())).transpose()?
     };
     let ours = token.as_ref().map(|token| Token::new(token.expose())).transpose()?;
-    let peers = Arc::new(Peers::new(config.peers.clone(), ours, config.tls.ca.clone()));
+    let peers = Arc::new(Peers::new(config.peers.clone(), ours, config.tls.ca.clone(), config.peer_picture_bytes));
 
     // Sockets come first: whoever finds another daemon serving must not have touched a VM.
     let mut listeners = Vec::new();
@@ -139,6 +139,7 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
         Migrations::new(host.clone(), Arc::clone(&peers), &migration_options(&config), stop.clone());
     // Before anybody can ask: who asks about a migration must get the answer that was decided.
     migrations.recover();
+    peers.follow(&host, &stop);
     let state = ApiState::new(host.clone(), peers, migrations.clone(), token, stop.clone());
     let counters = state.figures();
     let (app, _) = api::router(state);

@@ -1,13 +1,19 @@
 //! Other hosts: who they are, and what to say when one cannot be asked.
 //!
-//! Owns names, addresses and the bounds of a conversation. Never holds what a peer answered.
+//! Owns names, addresses and the bounds of a conversation. What peers hold is [`crate::picture`]'s.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use memdex_wire::problem::{Code, Problem};
 use migrate_client::{Client, ClientError, ClientOptions, HostUrl, Timeouts, Token};
 
-use crate::migrate::resolve::Destination;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    host::Host,
+    migrate::resolve::Destination,
+    picture::{self, peers::Pictures},
+};
 
 /// Time a peer has for the answer to one batch.
 pub const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -17,15 +23,33 @@ pub const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Peers {
     named: BTreeMap<String, HostUrl>,
     options: ClientOptions,
+    pictures: Arc<Pictures>,
 }
 
 impl Peers {
-    /// `token` is what peers want to see on TCP; `ca` the only authorities to trust there, or else the system's.
+    /// `token` is what peers want to see on TCP; `ca` the only authorities to trust there, or else the system's. `picture_bytes`: room for what each peer holds.
     #[must_use]
-    pub fn new(named: BTreeMap<String, HostUrl>, token: Option<Token>, ca: Option<PathBuf>) -> Self {
+    pub fn new(
+        named: BTreeMap<String, HostUrl>,
+        token: Option<Token>,
+        ca: Option<PathBuf>,
+        picture_bytes: u64,
+    ) -> Self {
         let timeouts =
             Timeouts { connect: Duration::from_secs(5), answer: BATCH_TIMEOUT, ..Timeouts::default() };
-        Self { named, options: ClientOptions { token, ca, timeouts } }
+        let pictures = Arc::new(Pictures::new(named.keys().map(String::as_str), picture_bytes));
+        Self { named, options: ClientOptions { token, ca, timeouts }, pictures }
+    }
+
+    /// What the named peers hold, as far as they are followed.
+    #[must_use]
+    pub fn pictures(&self) -> &Arc<Pictures> {
+        &self.pictures
+    }
+
+    /// Begins to follow what the named peers hold.
+    pub fn follow(&self, host: &Host, stop: &CancellationToken) {
+        picture::follow(host, self, stop);
     }
 
     /// A client of the host called `to`: the name of a peer, or a URL.
@@ -84,7 +108,7 @@ mod tests {
     #[test]
     fn names_and_urls_are_told_apart_and_bad_ones_explained() {
         let named = [("b".to_owned(), "unix:/run/b.sock".parse().unwrap())].into();
-        let peers = Peers::new(named, None, None);
+        let peers = Peers::new(named, None, None, 0);
         assert_eq!(peers.client("b").unwrap().host().to_string(), "unix:/run/b.sock");
         assert!(peers.client("tcp://127.0.0.1:9").is_ok());
         for (to, words) in [

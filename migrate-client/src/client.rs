@@ -13,13 +13,14 @@ use memdex_wire::{
     Fingerprint, bulk,
     diff::Diff,
     job::{SyncReport, SyncRequest, VerifyReport},
+    picture::{self, Position},
     vm::VmInfo,
 };
 use reqwest::header::CONTENT_TYPE;
 use roaring::RoaringBitmap;
 
 use crate::{
-    ClientError, EventStream, HostUrl, PageStream, Token,
+    ClientError, EventStream, HostUrl, PageStream, PictureStream, Token,
     error::Kind,
     limits::{self, Timeouts},
     transport::{Deadline, JSON, Transport},
@@ -111,7 +112,19 @@ impl Client {
     /// # Errors
     /// `is_unreachable()` also if the host that is asked cannot reach the other.
     pub async fn diff(&self, key: &str, to: &str) -> Result<Diff, ClientError> {
-        let request = self.0.get(&vm_path(key, "/diff")?).query(&[("to", to)]);
+        self.diff_within(key, &[("to", to)]).await
+    }
+
+    /// The same, asked of the other host now, even if this one follows what that holds and knows the answer within a second.
+    ///
+    /// # Errors
+    /// As [`Client::diff`].
+    pub async fn diff_asked(&self, key: &str, to: &str) -> Result<Diff, ClientError> {
+        self.diff_within(key, &[("to", to), ("ask", "true")]).await
+    }
+
+    async fn diff_within(&self, key: &str, query: &[(&str, &str)]) -> Result<Diff, ClientError> {
+        let request = self.0.get(&vm_path(key, "/diff")?).query(query);
         self.0.json(request, Deadline::work("the diff", self.0.timeouts.diff)).await
     }
 
@@ -162,6 +175,20 @@ impl Client {
         let body = self.0.body(response, limits::MAX_BITMAP_BYTES, deadline).await?;
         bulk::decode_bitmap(list.len() as u32, &body)
             .map_err(|error| ClientError::protocol(self.host(), error))
+    }
+
+    /// What the host holds, by two bytes for each content, and then what comes and goes. With `since` no picture is sent if the host still knows what has changed
+    /// after that position.
+    ///
+    /// # Errors
+    /// See [`PictureStream::next`] for what may go wrong later.
+    pub async fn picture(&self, since: Option<Position>) -> Result<PictureStream, ClientError> {
+        let mut request = self.0.get("/v1/content/picture");
+        if let Some(position) = since {
+            request = request.query(&[("since", position.to_string())]);
+        }
+        let response = self.0.send(request, picture::PICTURE, self.quick()).await?;
+        PictureStream::start(Arc::clone(&self.0), response).await
     }
 
     /// What happens on the host from now on.

@@ -42,6 +42,7 @@ mod events;
 pub mod limits;
 mod migration;
 mod pages;
+mod picture;
 mod token;
 mod transport;
 mod url;
@@ -54,6 +55,7 @@ pub use limits::Timeouts;
 pub use memdex_wire;
 pub use migration::MigrationStream;
 pub use pages::PageStream;
+pub use picture::PictureStream;
 pub use token::{DEFAULT_TOKEN_FILE, TOKEN_FILE_VARIABLE, Token};
 pub use url::{Authority, HostUrl, ParseHostUrlError};
 

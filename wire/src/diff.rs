@@ -35,6 +35,9 @@ pub struct Diff {
     pub pages: DiffCounts,
     /// The same in bytes of guest memory.
     pub bytes: DiffCounts,
+    /// Milliseconds since the other host last confirmed the picture of its contents from which this was known; `null` if it was asked.
+    #[serde(default)]
+    pub picture_age_ms: Option<u64>,
     /// Microseconds from question to answer, on the host that owns the VM.
     pub elapsed_us: u64,
 }

@@ -1,7 +1,7 @@
 //! What crosses the network between memdex daemons, the `memdex` command and other tools: version 1.
 //!
 //! This crate owns the *shapes*: JSON documents ([`vm`], [`page`], [`content`], [`diff`], [`job`], [`migration`], [`event`], [`problem`]) and the
-//! binary media types for bulk ([`bulk`]), and the frames of a migration ([`transfer`]). It never does I/O and holds no state, so that a migration tool can depend on
+//! binary media types for bulk ([`bulk`], [`picture`]), and the frames of a migration ([`transfer`]). It never does I/O and holds no state, so that a migration tool can depend on
 //! it without pulling in an HTTP stack.
 //!
 //! JSON field names and meanings are stable within `/v1`; readers must ignore fields they do not know.
@@ -15,6 +15,7 @@ mod fingerprint;
 pub mod job;
 pub mod migration;
 pub mod page;
+pub mod picture;
 pub mod problem;
 pub mod transfer;
 pub mod vm;

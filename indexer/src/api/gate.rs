@@ -23,6 +23,7 @@ pub(super) struct Gates {
     pub(super) lookups: Gate,
     pub(super) contents: Gate,
     pub(super) events: Gate,
+    pub(super) pictures: Gate,
 }
 
 /// Places for one kind.
@@ -46,6 +47,8 @@ impl Default for Gates {
             lookups: gate("lookups", 16),
             contents: gate("readers of contents", 16),
             events: gate("event streams", 128),
+            // Those that read at the same time share a picture.
+            pictures: gate("followers of contents", 256),
         }
     }
 }

@@ -20,6 +20,7 @@ mod metrics;
 mod migrations;
 mod negotiate;
 mod pages;
+mod picture;
 mod problem;
 mod stream;
 mod sync;
@@ -97,6 +98,7 @@ pub fn router(state: ApiState) -> (Router, OpenApi) {
         .routes(routes!(verify::post))
         .routes(routes!(lookup::post))
         .routes(routes!(contents::post))
+        .routes(routes!(picture::get))
         .routes(routes!(migrations::list, migrations::start))
         .routes(routes!(migrations::plan))
         .routes(routes!(migrations::get))

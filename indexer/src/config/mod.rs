@@ -27,6 +27,8 @@ pub struct Config {
     pub listen: Vec<HostUrl>,
     /// Other hosts by name.
     pub peers: BTreeMap<String, HostUrl>,
+    /// Room for what each of them holds, in bytes; 0: they are asked.
+    pub peer_picture_bytes: u64,
     /// Globs of names or ids of VMs to index; empty means all.
     pub include: Vec<String>,
     /// Globs of names or ids of VMs to leave alone.
@@ -70,6 +72,7 @@ struct File {
     listen: Option<Vec<String>>,
     #[serde(default)]
     peer: BTreeMap<String, String>,
+    peer_picture_mib: Option<u64>,
     #[serde(default)]
     include: Vec<String>,
     #[serde(default)]
@@ -146,6 +149,8 @@ pub enum ConfigError {
 
 /// Largest configuration file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+/// MiB for what one peer holds, if nothing else is said: 64 Mi contents, 256 GiB of memory that all differs.
+const DEFAULT_PEER_PICTURE_MIB: u64 = 256;
 /// Time between two looks at the write marks, in milliseconds, if nothing else is said.
 const DEFAULT_TICK_MS: u64 = 50;
 /// Share of a core for reading known pages again, in percent, if nothing else is said.
@@ -197,7 +202,13 @@ impl Config {
         if !(1..=1024).contains(&hash_threads) {
             return Err(value("hash_threads", format!("{hash_threads} is not between 1 and 1024 threads")));
         }
+        let peer_picture = file.peer_picture_mib.unwrap_or(DEFAULT_PEER_PICTURE_MIB);
+        if peer_picture > 16 << 10 {
+            let why = format!("{peer_picture} MiB is more than 16384 for each peer");
+            return Err(value("peer_picture_mib", why));
+        }
         let config = Self {
+            peer_picture_bytes: peer_picture << 20,
             peers: hosts::peers(file.peer, &over.peer)?,
             listen,
             include,

@@ -16,6 +16,12 @@ pub(crate) trait ContentSource: std::fmt::Debug + Send + Sync {
     /// Copies the page's bytes as they are now; `None` if it cannot be read.
     fn read(&self, page: u32, into: &mut Page) -> Option<()>;
 
+    /// Pages that have a fingerprint, at most.
+    fn contents(&self) -> u64;
+
+    /// Calls `each` with every page that has a fingerprint, whether it has been written since or not.
+    fn each_content(&self, each: &mut dyn FnMut(u32, &Fingerprint));
+
     /// Names the source in the reverse index.
     fn map_id(&self) -> MapId;
 }
@@ -32,6 +38,15 @@ impl ContentSource for Vm {
 
     fn read(&self, page: u32, into: &mut Page) -> Option<()> {
         self.read_run(page..page + 1, into)
+    }
+
+    fn contents(&self) -> u64 {
+        let counts = self.map().held_counts();
+        counts.total - counts.zero - counts.absent
+    }
+
+    fn each_content(&self, each: &mut dyn FnMut(u32, &Fingerprint)) {
+        self.snapshot().fingerprints().for_each(|(page, fingerprint)| each(page, &fingerprint));
     }
 
     fn map_id(&self) -> MapId {

@@ -7,6 +7,7 @@ mod content;
 mod detach;
 mod haste;
 mod kept;
+mod picture;
 mod registry;
 mod status;
 mod vm;
@@ -128,6 +129,8 @@ pub(crate) struct Shared {
     pub(crate) mappings_changed: AtomicBool,
     /// Sweeps whose findings every tracker has been told of.
     pub(crate) sweeps: AtomicU64,
+    /// This host's picture while it is sent to somebody.
+    picture: picture::Current,
 }
 
 impl Shared {
@@ -224,6 +227,7 @@ impl Host {
             stopping: AtomicBool::new(false),
             mappings_changed: AtomicBool::new(false),
             sweeps: AtomicU64::new(0),
+            picture: picture::Current::default(),
             options,
         });
         // Loading the hooks read the kernel's types: tens of megabytes, for a moment.

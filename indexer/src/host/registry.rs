@@ -15,6 +15,7 @@ use memdex_wire::{Fingerprint, event::Event};
 use super::{FindError, Shared, Vm, content::ContentSource, kept::Kept};
 use crate::{
     map::{MapId, Place},
+    picture::log::KEPT,
     vm::descriptor::{ProcessId, VmDescriptor},
     watch::tracker::{COMMANDS, Command, Tracker},
 };
@@ -72,8 +73,23 @@ impl Registry {
 
     /// From now on it may not.
     pub(crate) fn remove_source(&self, shared: &Shared, map: MapId) {
-        self.by_map.write().unwrap_or_else(PoisonError::into_inner).remove(&map);
+        let source = self.by_map.write().unwrap_or_else(PoisonError::into_inner).remove(&map);
+        if let Some(source) = source.filter(|_| shared.index.changes().listened()) {
+            // Those who follow what this host holds are told of each content, or of none if a new picture is less.
+            if source.contents() <= KEPT as u64 / 2 {
+                source.each_content(&mut |page, fingerprint| {
+                    shared.index.remove(fingerprint, Place { map, page });
+                });
+            } else {
+                shared.index.changes().start_over();
+            }
+        }
         shared.index.forget(map);
+    }
+
+    /// Everything that the reverse index may name.
+    pub(super) fn sources(&self) -> Vec<Arc<dyn ContentSource>> {
+        self.by_map.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Gives up what is kept beyond `most` bytes, or while memory is scarce.

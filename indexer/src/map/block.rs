@@ -21,7 +21,7 @@ use super::{Change, Content, store::step};
 use crate::units::Generation;
 
 /// Pages in a chunk: as many as a huge page has.
-pub(super) const CHUNK_PAGES: usize = 512;
+pub(crate) const CHUNK_PAGES: usize = 512;
 
 /// Kind of content, in the low two bits of a page's byte.
 pub(super) const UNKNOWN: u8 = 0;

@@ -16,12 +16,14 @@
 //! content, a lookup misses it, and the content crosses the wire once more than needed: a cost, never a wrong byte.
 
 use std::sync::{
-    Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use hashbrown::{HashTable, hash_table};
-use memdex_wire::Fingerprint;
+use memdex_wire::{Fingerprint, picture::Change};
+
+use crate::picture::log::ChangeLog;
 
 /// Names one VM's map in the index. Never used twice while the daemon runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,7 +50,7 @@ pub struct IndexStatistics {
 }
 
 /// Most entries with one tag.
-pub(super) const SAME_TAG: usize = 32;
+pub(crate) const SAME_TAG: usize = 32;
 /// Not a power of two: guest memory nearly always is one, and tables double when they are 7/8 full. With 64 shards a VM whose
 /// pages all differ would fill each table just past a doubling, to 50 %; with 38 it is 84 %, four standard deviations below the doubling.
 const SHARDS: usize = 38;
@@ -67,6 +69,8 @@ pub struct ContentIndex {
     shards: Vec<Mutex<HashTable<Entry>>>,
     multiplier: u64,
     left_out: AtomicU64,
+    /// For other hosts that want to know what there is.
+    changes: Arc<ChangeLog>,
 }
 
 impl ContentIndex {
@@ -79,12 +83,20 @@ impl ContentIndex {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             multiplier: getrandom::u64()? | 1,
             left_out: AtomicU64::new(0),
+            changes: Arc::new(ChangeLog::new(getrandom::u64()?)),
         })
+    }
+
+    /// What came and went.
+    #[must_use]
+    pub fn changes(&self) -> &Arc<ChangeLog> {
+        &self.changes
     }
 
     /// Says that a place now holds `fingerprint`.
     pub fn insert(&self, fingerprint: &Fingerprint, place: Place) {
         let (mut shard, tag) = self.shard(fingerprint.prefix());
+        self.changes.note(Change::new(fingerprint.prefix(), true));
         let mut same = 0;
         for entry in shard.iter_hash(spread(tag)).filter(|entry| entry.tag == tag) {
             if entry.map == place.map.0 && entry.page == place.page {
@@ -106,6 +118,9 @@ impl ContentIndex {
         let same = |entry: &Entry| (entry.tag, entry.map, entry.page) == (tag, place.map.0, place.page);
         if let Ok(entry) = shard.find_entry(spread(tag), same) {
             hash_table::OccupiedEntry::remove(entry);
+            if shard.find(spread(tag), |entry| entry.tag == tag).is_none() {
+                self.changes.note(Change::new(fingerprint.prefix(), false));
+            }
         }
     }
 
@@ -138,7 +153,8 @@ impl ContentIndex {
     }
 
     fn shard(&self, prefix: u64) -> (MutexGuard<'_, HashTable<Entry>>, u32) {
-        let mixed = prefix.wrapping_mul(self.multiplier);
+        // Changes are told without the lowest bit.
+        let mixed = (prefix & !1).wrapping_mul(self.multiplier);
         let (tag, shard) = ((mixed >> 32) as u32, (mixed as u32 >> 8) as usize % SHARDS);
         (lock(&self.shards[shard]), tag)
     }

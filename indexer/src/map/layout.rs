@@ -61,6 +61,12 @@ impl Layout {
         layout
     }
 
+    /// A single region of this many pages: for maps of no VM.
+    #[must_use]
+    pub fn one_region(pages: u32) -> Self {
+        Self { regions: vec![LayoutRegion { name: "ram".to_owned(), first_page: 0, pages, offset: 0 }] }
+    }
+
     /// The regions.
     #[must_use]
     pub fn regions(&self) -> &[LayoutRegion] {

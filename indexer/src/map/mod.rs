@@ -37,12 +37,13 @@ use roaring::RoaringBitmap;
 
 use crate::units::{Generation, PageRange};
 
-use block::CHUNK_PAGES;
+pub(crate) use block::CHUNK_PAGES;
 use cell::Cell;
 pub(crate) use cell::monotonic_seconds;
 use chunk::{Chunk, Publication};
 pub use chunk::{Content, PageView};
 use counts::Counts;
+pub(crate) use index::SAME_TAG;
 pub use index::{ContentIndex, IndexStatistics, MapId, Place};
 pub use layout::{Layout, LayoutRegion};
 pub use snapshot::MapSnapshot;
@@ -67,6 +68,8 @@ pub struct PageMap {
     shelf: Shelf,
     layout: Arc<Layout>,
     chunks: Vec<Chunk>,
+    /// For each chunk a generation since which nothing in it has changed.
+    touched: Vec<Generation>,
     counts: Counts,
     generation: Generation,
     /// Snapshots from before this generation speak of other page numbers.
@@ -134,6 +137,7 @@ impl PageMap {
             shelf: Shelf { store, owned: true },
             layout,
             chunks: Vec::new(),
+            touched: Vec::new(),
             counts: Counts::default(),
             generation,
             layout_since: generation,
@@ -274,6 +278,7 @@ impl PageMap {
             store.unseal();
         }
         self.chunks.truncate((keep as usize).div_ceil(CHUNK_PAGES));
+        self.touched.truncate(self.chunks.len());
         let tail = keep as usize % CHUNK_PAGES;
         let last = self.chunks.len().saturating_sub(1);
         if let Some(chunk) = self.chunks.last_mut().filter(|_| tail > 0) {
@@ -338,6 +343,26 @@ impl PageMap {
         found
     }
 
+    /// Snapshots from before this generation speak of other page numbers.
+    #[must_use]
+    pub(crate) fn layout_since(&self) -> Generation {
+        self.layout_since
+    }
+
+    /// The runs of pages, each no longer than a chunk, in which anything may have changed in this generation or later.
+    pub(crate) fn touched_since(&self, since: Generation) -> impl Iterator<Item = PageRange> + '_ {
+        let touched = self.touched.iter().zip(&self.chunks).enumerate();
+        touched.filter(move |(_, (touched, _))| **touched >= since).map(|(index, (_, chunk))| {
+            let first = (index * CHUNK_PAGES) as u32;
+            first..first + chunk.len() as u32
+        })
+    }
+
+    /// Whether no page of this chunk can have a fingerprint: cheaper than looking at each.
+    pub(crate) fn no_content(&self, chunk: usize) -> bool {
+        self.chunks[chunk].uniform_state().is_some()
+    }
+
     /// A consistent picture of this moment.
     #[must_use]
     pub fn snapshot(&self) -> MapSnapshot {
@@ -369,6 +394,7 @@ impl PageMap {
             let len = missing.min(CHUNK_PAGES);
             let cell = self.shelf.cell(self.chunks.len());
             self.chunks.push(Chunk::unknown(cell, len, self.generation));
+            self.touched.push(self.generation);
             missing -= len;
         }
     }
@@ -381,9 +407,12 @@ impl PageMap {
     ) {
         let end = run.end.min(self.pages()) as usize;
         let mut page = run.start as usize;
+        // Rather one too late, if nothing turns out to be new.
+        let next = self.next_generation();
         while page < end {
             let (chunk, start) = (page / CHUNK_PAGES, page % CHUNK_PAGES);
             let len = (CHUNK_PAGES - start).min(end - page);
+            self.touched[chunk] = next;
             f(&mut self.chunks[chunk], self.shelf.cell(chunk), start..start + len, page as u32);
             page += len;
         }

@@ -27,6 +27,7 @@ impl PageMap {
             shelf: Shelf { store: Some(store), owned: true },
             layout,
             chunks: Vec::with_capacity(left.len()),
+            touched: vec![Generation(generation.0 + 1); left.len()],
             counts: Counts::default(),
             // What the dead daemon was just doing may have been seen by nobody, or be half done: nothing is of its last generation any more.
             generation: Generation(generation.0 + 1),

@@ -13,7 +13,10 @@ use std::{
 
 use rustix::fs::FileType;
 
-use crate::vm::processes::{ProcessDir, gone};
+use crate::vm::{
+    descriptor::ProcessId,
+    processes::{ProcessDir, gone},
+};
 
 /// What `/proc/PID/fd` shows for a KVM virtual machine.
 const KVM_VM: &[u8] = b"anon_inode:kvm-vm";
@@ -100,6 +103,17 @@ impl OpenFiles {
         }
         doubts
     }
+}
+
+/// Whether, among all files that the process has open now, none is open for direct I/O. No answer is no.
+pub(crate) fn no_direct_io(process: ProcessId) -> bool {
+    let mut buffer = Vec::new();
+    let mut look = || {
+        let dir = ProcessDir::open(process.pid)?;
+        let same = dir.stat(&mut buffer)?.start_time == process.start_time;
+        Ok::<_, io::Error>((same, OpenFiles::of(&dir, &mut buffer)?))
+    };
+    look().is_ok_and(|(same, files)| same && !files.too_many && files.direct_io.is_none())
 }
 
 /// Descriptors of KVM virtual machines of a process, none if it may not be looked at.

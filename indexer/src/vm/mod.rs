@@ -33,7 +33,7 @@ mod table;
 mod watched;
 
 pub use discovery::Discovery;
-pub(crate) use doubts::printable;
+pub(crate) use doubts::{no_direct_io, printable};
 pub use filter::NameFilter;
 pub(crate) use foreign::writable_mappers;
 pub use kvm::KvmVm;

@@ -26,7 +26,8 @@
 //!
 //! What an earlier daemon published unsettled stays so, and its time begins anew. What it published as settled is proven by a look that began later and found
 //! nothing; which pages lacked that when it died is not known, but when each chunk was last published, and when the last such look began, is written down, and that is enough: pages of chunks
-//! published since then are unsettled. Only if the new daemon comes within [`SOON`] and finds no such file are they as good as between two looks. Pages that were
+//! published since then are unsettled. Only if the new daemon comes within [`SOON`] and finds no such file are they as good as between two looks. A daemon that
+//! ends in good order looks once more when it has published its last page, and leaves nothing unproven. Pages that were
 //! settled before, and are still armed and unwritten now, need nothing: whatever a file was opened for meanwhile, a request that pins such a page takes a fault,
 //! and the page is seen as written; and requests from before it was armed had come to their end when it was settled.
 

@@ -1,9 +1,5 @@
 //! The injected call leaves no trace, whatever the VMM is doing.
-#![expect(
-    unsafe_code,
-    clippy::undocumented_unsafe_blocks,
-    reason = "plain system calls of the victims, on local variables"
-)]
+#![expect(unsafe_code, reason = "plain system calls of the victims, on local variables")]
 
 use std::{
     ptr::null_mut,
@@ -89,6 +85,7 @@ fn ppoll_goes_on_with_its_own_signal_mask() {
 #[test]
 fn epoll_wait_does_not_end_early() {
     // The EINTR that epoll_wait answers to a mere stop must not show.
+    // SAFETY: no memory is touched.
     let epoll = unsafe { libc::epoll_create1(0) };
     // SAFETY: `event` is a local variable with room for the one event that is asked for.
     waits_undisturbed(|shared| unsafe {
@@ -100,6 +97,7 @@ fn epoll_wait_does_not_end_early() {
 
 #[test]
 fn futex_wait_goes_on() {
+    // SAFETY: word and time are local variables that live through the call.
     waits_undisturbed(|shared| unsafe {
         let word = 0_u32;
         let time = milliseconds(10);
@@ -113,6 +111,7 @@ fn a_long_sleep_ends_in_time() {
     let victim = Victim::spawn(|shared| {
         shared.rounds.store(1, SeqCst);
         let begun = now();
+        // SAFETY: the time is a temporary that lives through the call.
         shared.check(unsafe { libc::nanosleep(&milliseconds(1500), null_mut()) } == 0, 1);
         shared.result.store(now() - begun, SeqCst);
     });
@@ -127,7 +126,9 @@ fn a_long_sleep_ends_in_time() {
 #[test]
 fn a_blocked_read_gets_every_byte() {
     let mut ends = [0; 2];
+    // SAFETY: there is room for both ends.
     assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    // SAFETY: the byte is a local variable; the victim's copy of the writing end is used by nobody else.
     let victim = Victim::spawn(|shared| unsafe {
         libc::close(ends[1]);
         let mut expected = 0_u8;
@@ -145,12 +146,14 @@ fn a_blocked_read_gets_every_byte() {
     let process = victim.process();
     for n in 0..200_u8 {
         assert!(inject::call(&process, GETPID).is_ok());
+        // SAFETY: `n` is a local variable of one byte.
         assert_eq!(unsafe { libc::write(ends[1], (&raw const n).cast(), 1) }, 1);
         if n % 3 == 0 {
             std::thread::sleep(Duration::from_micros(300));
         }
     }
     victim.await_rounds(200);
+    // SAFETY: nobody uses it afterwards.
     unsafe { libc::close(ends[1]) };
     victim.finish_well();
 }
@@ -191,6 +194,7 @@ extern "C" fn count(_: i32) {
 /// A realtime signal a millisecond, beside a 1 kHz timer; realtime signals are queued, so each one counts.
 fn signals_are_not_lost(body: impl Fn(&Shared)) {
     let signal = libc::SIGRTMIN() + 3;
+    // SAFETY: all pointers are to local variables that live through the calls; `COUNTER` is set before a handler can read it, and the victim has one thread.
     let mut victim = Victim::spawn(|shared| unsafe {
         COUNTER = shared;
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -229,6 +233,7 @@ fn signals_are_not_lost(body: impl Fn(&Shared)) {
         let mut sent = 0;
         while begun.elapsed() < Duration::from_millis(1200) {
             let value = libc::sigval { sival_ptr: null_mut() };
+            // SAFETY: no memory is touched.
             sent += u64::from(unsafe { libc::sigqueue(pid, signal, value) } == 0);
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -261,6 +266,7 @@ fn no_signal_is_lost_in_user_code() {
 #[test]
 fn no_signal_is_lost_in_a_wait() {
     signals_are_not_lost(|shared| {
+        // SAFETY: no descriptors are passed.
         let r = unsafe { libc::poll(null_mut(), 0, 5) };
         shared.check(r == 0 || errno() == libc::EINTR, 1);
     });
@@ -268,6 +274,7 @@ fn no_signal_is_lost_in_a_wait() {
 
 #[test]
 fn userfaultfd_of_an_unprivileged_process_is_made_once_and_reused() {
+    // SAFETY: no memory is touched.
     let victim = Victim::spawn(|shared| unsafe {
         shared.check(libc::setresgid(65534, 65534, 65534) == 0, 1);
         shared.check(libc::setresuid(65534, 65534, 65534) == 0, 2);

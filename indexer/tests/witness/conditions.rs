@@ -1,9 +1,5 @@
 //! Attaching to a VMM in every condition: filtered, stopped, traced, dying, foreign.
-#![expect(
-    unsafe_code,
-    clippy::undocumented_unsafe_blocks,
-    reason = "plain system calls of the victims, on local variables"
-)]
+#![expect(unsafe_code, reason = "plain system calls of the victims, on local variables")]
 
 use std::{ptr::null_mut, sync::atomic::Ordering::SeqCst, time::Duration};
 
@@ -36,6 +32,7 @@ unsafe fn install_filter() -> bool {
     program[ALLOWED.len() + 1] = op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS);
     program[ALLOWED.len() + 2] = op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW);
     let description = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: `description` and the program that it points to are local variables and live through both calls.
     unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
             && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const description) == 0
@@ -45,9 +42,11 @@ unsafe fn install_filter() -> bool {
 #[test]
 fn a_seccomp_filter_neither_kills_nor_forbids() {
     let victim = Victim::spawn(|shared| {
+        // SAFETY: the victim makes only calls that the filter allows from here on.
         shared.check(unsafe { install_filter() }, 1);
         while !shared.finished() {
             // With a long sleep the stop meets it, and the restart would take restart_syscall().
+            // SAFETY: the time is a temporary that lives through the call.
             shared.check(unsafe { libc::nanosleep(&milliseconds(50), null_mut()) } == 0, 2);
             shared.rounds.fetch_add(1, SeqCst);
         }
@@ -69,7 +68,9 @@ fn two_hundred_userfaultfds_come_and_go() {
     let victim = Victim::spawn(move |shared| {
         while !shared.finished() {
             shared.check(compute(std::hint::black_box(5000)) == expected, 1);
+            // SAFETY: no descriptors are passed.
             shared.check(unsafe { libc::poll(null_mut(), 0, 1) } == 0, 2);
+            // SAFETY: no memory is touched.
             shared.check(unsafe { libc::syscall(libc::SYS_getppid) } > 0, 3);
             shared.rounds.fetch_add(1, SeqCst);
         }
@@ -98,6 +99,7 @@ fn two_hundred_userfaultfds_come_and_go() {
 fn idle(shared: &Shared) {
     shared.rounds.store(1, SeqCst);
     while !shared.finished() {
+        // SAFETY: no memory is touched.
         unsafe { libc::usleep(1000) };
         shared.rounds.fetch_add(1, SeqCst);
     }
@@ -143,9 +145,11 @@ fn stops_and_continues_in_between_are_kept() {
 fn a_traced_process_is_left_to_its_tracer() {
     let victim = Victim::spawn(idle);
     victim.await_rounds(1);
+    // SAFETY: no memory is touched.
     let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, victim.pid, 0, 0) };
     assert_eq!(seized, 0);
     // The tracer is a thread, and that is what the kernel names.
+    // SAFETY: no memory is touched.
     let tracer = unsafe { libc::gettid() }.cast_unsigned();
     match userfault::attach(victim.id()) {
         Err(AttachError::Inject(InjectError::Traced(pid))) => assert_eq!(pid, tracer),
@@ -174,6 +178,7 @@ fn a_process_killed_in_the_middle_is_gone() {
         let pid = victim.pid;
         let killer = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_micros(delay * 20));
+            // SAFETY: no memory is touched; the victim is not reaped before the thread has been joined, so the pid is its own.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         });
         loop {
@@ -190,12 +195,14 @@ fn a_process_killed_in_the_middle_is_gone() {
 extern "C" fn other_thread(shared: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: the victim's shared memory.
     idle(unsafe { &*shared.cast::<Shared>() });
+    // SAFETY: no memory is touched.
     unsafe { libc::_exit(0) }
 }
 
 fn with_second_thread(shared: &'static Shared) {
     let mut thread = 0;
     let argument = (&raw const *shared).cast_mut().cast();
+    // SAFETY: the argument is the shared memory, which is there as long as the victim.
     let failed = unsafe { libc::pthread_create(&raw mut thread, std::ptr::null(), other_thread, argument) };
     shared.check(failed == 0, 1);
 }
@@ -205,6 +212,7 @@ fn a_zombie_main_thread_is_passed_over() {
     let victim = Victim::spawn(|shared| {
         with_second_thread(shared);
         // Ends this thread only.
+        // SAFETY: the stack of this thread stays: the process lives on.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     });
     victim.await_rounds(1);
@@ -219,10 +227,13 @@ fn a_zombie_main_thread_is_passed_over() {
 /// fork() that blocks the caller, uninterruptibly, until the child has ended.
 unsafe fn blocking_fork(shared: &Shared) {
     let flags = libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the child has a copy of the memory (no CLONE_VM), and the victim's other threads hold no lock that it takes.
     if unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } == 0 {
         while !shared.finished() && shared.asked.load(SeqCst) == 0 {
+            // SAFETY: no memory is touched.
             unsafe { libc::usleep(1000) };
         }
+        // SAFETY: no memory is touched.
         unsafe { libc::_exit(0) };
     }
 }
@@ -231,6 +242,7 @@ unsafe fn blocking_fork(shared: &Shared) {
 fn a_main_thread_that_does_not_stop_is_passed_over() {
     let victim = Victim::spawn(|shared| {
         with_second_thread(shared);
+        // SAFETY: the other thread only sleeps and counts.
         unsafe { blocking_fork(shared) };
         idle(shared);
     });
@@ -245,6 +257,7 @@ fn a_main_thread_that_does_not_stop_is_passed_over() {
 #[test]
 fn a_process_that_does_not_stop_is_let_go() {
     let victim = Victim::spawn(|shared| {
+        // SAFETY: there is no other thread.
         unsafe { blocking_fork(shared) };
         idle(shared);
     });

@@ -1,9 +1,5 @@
 //! Memory to watch, and a victim that writes it one step at a time.
-#![expect(
-    unsafe_code,
-    clippy::undocumented_unsafe_blocks,
-    reason = "plain system calls of the victims, on mappings of the test"
-)]
+#![expect(unsafe_code, reason = "plain system calls of the victims, on mappings of the test")]
 
 use std::ops::Range;
 
@@ -28,7 +24,9 @@ pub(crate) struct Ram {
 
 impl Ram {
     pub(crate) fn memfd(pages: usize) -> Self {
+        // SAFETY: the name is a constant.
         let fd = unsafe { libc::memfd_create(c"ram".as_ptr(), 0) };
+        // SAFETY: no memory is touched: nothing is mapped yet.
         assert_eq!(unsafe { libc::ftruncate(fd, (pages * PAGE) as i64) }, 0);
         Self { address: map(pages * PAGE, libc::MAP_SHARED, fd), pages }
     }
@@ -47,10 +45,12 @@ impl Ram {
     }
 
     pub(crate) fn page(self, page: usize) -> *mut u8 {
+        // SAFETY: all callers name pages of the mapping.
         unsafe { self.address.add(page * PAGE) }
     }
 
     pub(crate) fn write(self, pages: Range<usize>) {
+        // SAFETY: the mapping is writable, and only raw pointers lead into it.
         pages.for_each(|page| unsafe { self.page(page).write_volatile(1) });
     }
 
@@ -76,6 +76,7 @@ pub(crate) fn steps(ram: Ram, code: &[&dyn Fn(&Shared)]) -> Watched {
         }
         shared.next();
         while !shared.finished() {
+            // SAFETY: no memory is touched.
             unsafe { libc::usleep(100) };
         }
     });

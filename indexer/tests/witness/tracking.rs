@@ -1,9 +1,5 @@
 //! Registering, arming and scanning find every write, and doubt is an error.
-#![expect(
-    unsafe_code,
-    clippy::undocumented_unsafe_blocks,
-    reason = "plain system calls of the victims, on mappings of the test"
-)]
+#![expect(unsafe_code, reason = "plain system calls of the victims, on mappings of the test")]
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -18,6 +14,7 @@ use crate::{
 };
 
 fn finds_writes(ram: Ram) {
+    // SAFETY: the name is a constant.
     let zero = unsafe { libc::open(c"/dev/zero".as_ptr(), libc::O_RDONLY) };
     let watched = steps(
         ram,
@@ -25,9 +22,11 @@ fn finds_writes(ram: Ram) {
             &|_| ram.write(0..64),
             &|_| ram.write(5..7),
             // The kernel writes: no fault in user mode.
+            // SAFETY: the page is of the mapping, and longer than what is read.
             &|shared| shared.check(unsafe { libc::read(zero, ram.page(9).cast(), 100) } == 100, 1),
             &|_| ram.write(100..101),
             // Reading is not writing.
+            // SAFETY: the page is of the mapping.
             &|_| (0..64).for_each(|page| assert!(unsafe { ram.page(page).read_volatile() } < 2)),
             &|_| ram.write(63..65),
         ],
@@ -120,9 +119,11 @@ fn discarded_anonymous_memory_is_no_longer_populated() {
         &[
             &|_| ram.write(0..64),
             &|_| {
+                // SAFETY: the page is of the mapping, and nobody holds a reference into it.
                 let _ = unsafe { libc::madvise(ram.page(8).cast(), PAGE, libc::MADV_DONTNEED) };
             },
             &|_| {
+                // SAFETY: the page is of the mapping.
                 let _ = unsafe { ram.page(8).read_volatile() };
             },
         ],
@@ -147,8 +148,10 @@ fn no_write_of_a_busy_writer_is_lost() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             n += 1;
             let page = (state >> 33) as usize % 512;
+            // SAFETY: the page is of the mapping, aligned, and read by others with volatile reads only.
             unsafe { ram.page(page).cast::<u64>().write_volatile(n) };
             if n.is_multiple_of(64) {
+                // SAFETY: no memory is touched.
                 unsafe { libc::usleep(50) };
             }
             shared.rounds.fetch_add(1, SeqCst);
@@ -159,6 +162,7 @@ fn no_write_of_a_busy_writer_is_lost() {
     let userfault = userfault::attach(writer.id()).unwrap();
     userfault.register(ram.range()).unwrap();
     let read = || -> Vec<u64> {
+        // SAFETY: as where it is written.
         (0..512).map(|page| unsafe { ram.page(page).cast::<u64>().read_volatile() }).collect()
     };
     let mut quiet = 0;
@@ -171,6 +175,7 @@ fn no_write_of_a_busy_writer_is_lost() {
         }
         for range in ram.pages_of(&written) {
             for page in range {
+                // SAFETY: as where it is written.
                 known[page] = Some(unsafe { ram.page(page).cast::<u64>().read_volatile() });
             }
         }
@@ -196,6 +201,7 @@ fn no_write_of_a_busy_writer_is_lost() {
 fn a_huge_page_is_tracked_by_its_small_ones() {
     const HUGE: usize = 512;
     let ram = Ram::anonymous(4 * HUGE);
+    // SAFETY: advice on the whole mapping; no content changes.
     unsafe { libc::madvise(ram.address.cast(), ram.pages * PAGE, libc::MADV_HUGEPAGE) };
     let first = (ram.address as usize).next_multiple_of(HUGE * PAGE) / PAGE - ram.address as usize / PAGE;
     let watched = steps(ram, &[&|_| ram.write(0..4 * HUGE), &|_| ram.write(first + 7..first + 9)]);

@@ -27,11 +27,19 @@ pub(super) struct Arguments {
     /// of a peer that its daemon knows.
     #[arg(long, value_name = "URL", value_parser = values::host)]
     to: String,
+    /// Ask the other host now, even if the daemon follows what it holds and knows the answer within a second.
+    #[arg(long)]
+    ask: bool,
 }
 
 pub(super) async fn run(mut context: Context, arguments: Arguments) -> Result<(), Failure> {
     let mut progress = context.progress("diff", &arguments.vm);
-    let diff = progress.during(context.client.diff(&arguments.vm, &arguments.to)).await?;
+    let (vm, to) = (&arguments.vm, &arguments.to);
+    let diff = if arguments.ask {
+        progress.during(context.client.diff_asked(vm, to)).await?
+    } else {
+        progress.during(context.client.diff(vm, to)).await?
+    };
     progress.finish();
     match context.output.format() {
         Format::Json | Format::Jsonl => context.output.document(&diff)?,
@@ -66,9 +74,13 @@ fn picture(vm: &str, diff: &Diff) -> String {
             meaning.to_owned(),
         ]);
     }
+    let source = match diff.picture_age_ms {
+        Some(age) => format!("known from what it told {} ago", duration(Duration::from_millis(age))),
+        None => format!("asked and answered in {}", duration(Duration::from_micros(diff.elapsed_us))),
+    };
     let saved = percent(zero.saturating_add(matched), total);
     format!(
-        "{} to {}: {} new, {} already there, {} zero: {saved} saved\n\n{}\ngeneration {}, asked and answered in {}; a write can have gone unnoticed for {} at most\n",
+        "{} to {}: {} new, {} already there, {} zero: {saved} saved\n\n{}\ngeneration {}, {source}; a write can have gone unnoticed for {} at most\n",
         printable(vm),
         printable(&diff.to),
         count(missing),
@@ -76,7 +88,6 @@ fn picture(vm: &str, diff: &Diff) -> String {
         count(zero),
         lines(&table),
         diff.generation,
-        duration(Duration::from_micros(diff.elapsed_us)),
         duration(Duration::from_millis(diff.staleness_ms)),
     )
 }

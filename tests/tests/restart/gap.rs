@@ -27,6 +27,37 @@ fn an_orderly_restart_forgets_nothing_either() {
     judge(&daemon, &after, "after an orderly restart");
 }
 
+/// What was published right before an orderly end is known to the next daemon however late it comes: a last look has found no direct I/O. With a disk open for
+/// it the same pages are unsettled.
+#[test]
+fn an_orderly_end_leaves_nothing_unproven() {
+    let scratch = Scratch::new("late");
+    let mut guest = Tiny::start(&scratch, &scratch.name("l"));
+    let mut dio = Tiny::start(&scratch, &scratch.name("i"));
+    let disk = scratch.path("disk");
+    fs::write(&disk, vec![0x5a; 16 * 4096]).expect("the disk can be made");
+    let mut daemon = Daemon::start(&scratch);
+    settled(&daemon, &guest);
+    settled(&daemon, &dio);
+    guest.write(1, 2000, 7);
+    dio.write(1, 2000, 7);
+    for vm in [settled(&daemon, &guest), settled(&daemon, &dio)] {
+        daemon.sync(&vm.id);
+    }
+    dio.run(&format!("disk open {}", disk.display()));
+    daemon.stop();
+    // Longer than two looks of one daemon lie apart.
+    std::thread::sleep(Duration::from_secs(8));
+    drop(daemon);
+    daemon = Daemon::start(&scratch);
+    let vm = settled(&daemon, &guest);
+    assert_eq!((vm.pages.unsettled, vm.pages.stale, vm.picked_up), (0, 0, vm.pages.total), "{vm:?}");
+    judge(&daemon, &vm, "late after an orderly end");
+    let vm = settled(&daemon, &dio);
+    assert!(vm.pages.unsettled >= 2000, "{vm:?}");
+    judge(&daemon, &vm, "late after an orderly end, with a disk open for direct I/O");
+}
+
 /// What the page table does not show: a hole that was read since it was made is a page of zeros that is still protected.
 #[test]
 fn what_is_thrown_away_while_nobody_looks_is_noticed() {

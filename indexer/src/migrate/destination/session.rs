@@ -71,6 +71,15 @@ impl ContentSource for Session {
         self.ram.read(page, into).ok()
     }
 
+    fn contents(&self) -> u64 {
+        let ledger = self.ledger();
+        u64::from(ledger.pages()) - ledger.zeros()
+    }
+
+    fn each_content(&self, each: &mut dyn FnMut(u32, &Fingerprint)) {
+        self.ledger().populated().for_each(|(page, content)| each(page, &content));
+    }
+
     fn map_id(&self) -> MapId {
         self.map
     }

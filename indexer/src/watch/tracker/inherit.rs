@@ -41,7 +41,7 @@ use super::{
 use crate::{
     host::Shared,
     map::{DirectIo, Layout, Left, Owner, PageMap, Place, monotonic_seconds},
-    vm::descriptor::VmDescriptor,
+    vm::{descriptor::VmDescriptor, no_direct_io},
     watch::{
         claim::Claim,
         pagemap::Pagemap,
@@ -103,6 +103,9 @@ fn take_up(descriptor: &VmDescriptor, left: Left) -> Result<(UserFault, Left), S
 
 /// Seconds that discovery's look at a VM may have begun before its tracker does.
 const LOOK: u32 = 2;
+/// Seconds by which a look that began after the last page was published is written down as later: times are whole seconds, and one is allowed for
+/// being late.
+const AFTER_ALL: u32 = 2;
 
 impl Tracker {
     /// Begins with a map in which nothing is known.
@@ -152,11 +155,14 @@ impl Tracker {
             self.regions.push(watched);
         }
         let proven = self.proven(left.direct_io);
-        if proven {
-            // The next daemon may come before this one has looked again.
-            let looked = Some(monotonic_seconds().saturating_sub(LOOK));
-            left.store.set_direct_io(DirectIo { none_look: looked, ..left.direct_io });
-        }
+        // The next daemon may come before this one has looked again.
+        let looked = if proven {
+            Some(monotonic_seconds().saturating_sub(LOOK))
+        } else {
+            // Not later than what this daemon publishes: see `AFTER_ALL`.
+            left.direct_io.none_look.map(|looked| looked.min(monotonic_seconds()))
+        };
+        left.store.set_direct_io(DirectIo { none_look: looked, ..left.direct_io });
         let looked = left.direct_io.none_look;
         // The clock is read in whole seconds, and some milliseconds late.
         let in_doubt =
@@ -309,6 +315,10 @@ impl Tracker {
         let left = self.shared.ending() && self.userfault().is_some();
         if !left {
             store.remove();
+        } else if self.unsettled.at_once() && no_direct_io(self.process) {
+            // Nothing is published any more: all that was is proven, however late the next daemon comes.
+            let looked = Some(monotonic_seconds() + AFTER_ALL);
+            store.set_direct_io(DirectIo { possible: false, none_look: looked });
         }
         left
     }

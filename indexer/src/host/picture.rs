@@ -1,0 +1,56 @@
+//! What this host holds, for those who follow it. Owns the sharing of one picture among all that read it at the same time.
+
+use std::sync::{Arc, Weak};
+
+use memdex_wire::picture::{Change, Position};
+use tokio::sync::Mutex;
+
+use super::Host;
+use crate::picture::{Picture, build, log::Listening};
+
+/// The picture that is just being sent, if anybody reads one.
+pub(super) type Current = Mutex<Option<(Weak<Picture>, Position)>>;
+
+impl Host {
+    /// Begins to note what comes and goes, for as long as the answer exists.
+    pub(crate) fn listen(&self) -> Listening {
+        self.shared.index.changes().listen()
+    }
+
+    /// What came and went after a position, and the position after that; `None` if it is not known any more.
+    pub(crate) fn changes_since(&self, position: Position) -> Option<(Position, Vec<Change>)> {
+        self.shared.index.changes().since(position).ok()
+    }
+
+    /// What this host holds: every content that a page holds, or held when it was last read. `None` if the daemon is ending. The caller has to
+    /// [listen](Host::listen).
+    pub(crate) async fn picture(&self) -> Option<(Arc<Picture>, Position)> {
+        // Whoever comes while it is made waits for it instead of making another one.
+        let mut current = self.shared.picture.lock().await;
+        if let Some((picture, position)) = &*current
+            && let Some(picture) = picture.upgrade()
+            && self.changes_since(*position).is_some()
+        {
+            return Some((picture, *position));
+        }
+        let host = self.clone();
+        let (picture, position) = tokio::task::spawn_blocking(move || host.make_picture()).await.ok()??;
+        let picture = Arc::new(picture);
+        *current = Some((Arc::downgrade(&picture), position));
+        Some((picture, position))
+    }
+
+    fn make_picture(&self) -> Option<(Picture, Position)> {
+        let shared = &self.shared;
+        // First the position, then the maps: see the log.
+        let position = shared.index.changes().position();
+        let sources = shared.registry.sources();
+        let pages = sources.iter().map(|source| source.contents()).sum();
+        let picture = build(getrandom::u64().ok()?, pages, |each| {
+            for source in &sources {
+                source.each_content(&mut |_, fingerprint| each(fingerprint));
+            }
+        });
+        Some((picture.snug(), position))
+    }
+}
