@@ -8,6 +8,7 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
+    sync::{Mutex, PoisonError},
 };
 
 use memdex_wire::PAGE_SIZE;
@@ -34,6 +35,9 @@ struct Part {
     file: File,
     /// Offset in the file of the first page.
     offset: u64,
+    /// Who writes to a file of memory has it for himself in the kernel, and others spin there until he is done: here they sleep, and the processor is free for
+    /// those who hash and compress.
+    writing: Mutex<()>,
 }
 
 impl Ram {
@@ -61,7 +65,7 @@ impl Ram {
                 .map_err(|error| {
                     format!("the RAM file of region {} cannot be opened for writing: {error}", region.name)
                 })?;
-            parts.push(Part { pages: place.range(), file, offset });
+            parts.push(Part { pages: place.range(), file, offset, writing: Mutex::default() });
         }
         Ok(Self { parts })
     }
@@ -96,6 +100,7 @@ impl Ram {
         if bytes.len() as u64 > u64::from(part.pages.end - first) * PAGE_SIZE as u64 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        let _alone = part.writing.lock().unwrap_or_else(PoisonError::into_inner);
         part.file.write_all_at(bytes, part.position(first))
     }
 

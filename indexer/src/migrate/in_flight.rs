@@ -18,14 +18,27 @@ pub struct InFlight(Mutex<HashMap<Name, MapId>>);
 impl InFlight {
     /// Says that `session` is about to ask for a content. False if another one has done so already.
     pub fn claim(&self, content: Name, session: MapId) -> bool {
-        *self.lock().entry(content).or_insert(session) == session
+        self.claim_all(std::iter::once(content), session)[0]
+    }
+
+    /// The same of many, one answer for each.
+    pub fn claim_all(&self, contents: impl Iterator<Item = Name>, session: MapId) -> Vec<bool> {
+        let mut all = self.lock();
+        contents.map(|content| *all.entry(content).or_insert(session) == session).collect()
     }
 
     /// Says that it has come, or will not come.
     pub fn done(&self, content: &Name, session: MapId) {
+        self.all_done(std::iter::once(*content), session);
+    }
+
+    /// The same of many.
+    pub fn all_done(&self, contents: impl Iterator<Item = Name>, session: MapId) {
         let mut all = self.lock();
-        if all.get(content) == Some(&session) {
-            all.remove(content);
+        for content in contents {
+            if all.get(&content) == Some(&session) {
+                all.remove(&content);
+            }
         }
     }
 

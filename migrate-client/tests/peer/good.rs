@@ -286,6 +286,7 @@ async fn diff(State(vms): State<Vms>, Path(key): Path<String>, Query(To { to }):
             mismatches,
             pages,
             bytes,
+            picture_age_ms: None,
             elapsed_us: 1500,
         })
         .into_response()

@@ -100,7 +100,7 @@ impl Session {
                 missing.push(*offered);
             }
         }
-        let mut from = 0;
+        let (mut from, mut put) = (0, Vec::with_capacity(gathered.len()));
         while from < gathered.len() {
             if digests[from].is_none() {
                 from += 1;
@@ -112,11 +112,11 @@ impl Session {
                 .take_while(|i| digests[*i].is_some() && gathered[*i].1 == first + (*i - from) as u32);
             let count = row.count();
             self.write_row(first, &room[from * PAGE_SIZE..(from + count) * PAGE_SIZE])?;
-            for ((_, page, _), content) in gathered[from..from + count].iter().zip(&digests[from..]) {
-                content.iter().for_each(|content| self.put(*page, *content));
-            }
+            let row = gathered[from..from + count].iter().zip(&digests[from..]);
+            put.extend(row.filter_map(|((_, page, _), content)| Some((*page, (*content)?))));
             from += count;
         }
+        self.put_all(&put);
         Ok(())
     }
 }

@@ -20,6 +20,8 @@ use crate::units::PageRange;
 
 /// Offers that may be open at once.
 const MAX_OPEN: usize = 16;
+/// Pages that are asked for under one lock.
+const LOCKED: usize = 256;
 /// How long content that another migration has asked for is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -121,19 +123,28 @@ impl Session {
             self.fill_from_here(pages)?
         };
         let mut need = Vec::new();
-        for (position, _, content) in missing {
-            let waiting = Waiting { batch: number, position };
-            if self.joins(&content, waiting) {
-                continue;
+        // Some at a time: what comes in meanwhile wants the locks too.
+        for missing in missing.chunks(LOCKED) {
+            let waits = |position: u16| Waiting { batch: number, position };
+            let mut asked = missing.to_vec();
+            {
+                let mut state = self.state();
+                asked.retain(|(position, _, content)| !state.joins(content, waits(*position)));
             }
-            let ours = self.in_flight.claim(content, self.map);
+            let ours = self.in_flight.claim_all(asked.iter().map(|(.., content)| *content), self.map);
             let mut state = self.state();
-            state.count(number, 1);
-            if ours {
-                state.wanted.entry((None, content)).or_default().waits.push(waiting);
-                need.push(position);
-            } else {
-                state.deferred.push((Instant::now(), waiting));
+            for ((position, _, content), ours) in asked.into_iter().zip(ours) {
+                state.count(number, 1);
+                if ours {
+                    let wanted = state.wanted.entry((None, content)).or_default();
+                    wanted.waits.push(waits(position));
+                    // Unless another page of these has the same content.
+                    if wanted.waits.len() == 1 {
+                        need.push(position);
+                    }
+                } else {
+                    state.deferred.push((Instant::now(), waits(position)));
+                }
             }
         }
         {
@@ -146,15 +157,6 @@ impl Session {
         }
         let done = self.state().seal(number);
         if done { self.say(&ToSource::Done { batch: number }) } else { Ok(()) }
-    }
-
-    /// Whether the content is on its way already; then the page waits for it too.
-    fn joins(&self, content: &Name, waiting: Waiting) -> bool {
-        let mut state = self.state();
-        let Some(wanted) = state.wanted.get_mut(&(None, *content)) else { return false };
-        wanted.waits.push(waiting);
-        state.count(waiting.batch, 1);
-        true
     }
 
     /// Makes holes of the pages that are offered as zeros.
@@ -227,27 +229,33 @@ impl Session {
             self.write_row(first, piece)?;
             from += count;
         }
-        let mut finished = Vec::new();
-        let pages = bytes.as_chunks::<PAGE_SIZE>().0;
-        for ((position, content), page) in positions.iter().zip(contents).zip(pages) {
-            let (number_of_page, name) = at(position);
-            self.put(number_of_page, *content);
-            self.in_flight.done(&name, self.map);
-            self.record.sent.fetch_add(1, Relaxed);
-            // In the reverse index by now, so whoever looks from here on finds it there.
-            let key = (push.then_some(number), name);
-            let wanted = self.state().wanted.remove(&key).unwrap_or_default();
-            for waiting in &wanted.waits {
-                if self.stop.is_cancelled() {
-                    return Err("it was called off".to_owned());
+        let put: Vec<_> = positions.iter().zip(contents).map(|(p, content)| (at(p).0, *content)).collect();
+        self.put_all(&put);
+        self.in_flight.all_done(positions.iter().map(|position| at(position).1), self.map);
+        self.record.sent.fetch_add(positions.len() as u64, Relaxed);
+        // In the reverse index by now, so whoever looks from here on finds it there. Others that wait for the same content, by the position of what has come.
+        let (mut finished, mut others) = (Vec::new(), Vec::new());
+        {
+            let mut state = self.state();
+            for (index, position) in positions.iter().enumerate() {
+                let (page, name) = at(position);
+                let wanted = state.wanted.remove(&(push.then_some(number), name)).unwrap_or_default();
+                for waiting in wanted.waits {
+                    match state.offered(waiting).filter(|(other, _)| *other != page) {
+                        Some((other, _)) => others.push((index, other, waiting)),
+                        None => finished.extend(state.uncount(waiting.batch)),
+                    }
                 }
-                let other = self.offered(*waiting);
-                if let Some((other, _)) = other.filter(|(other, _)| *other != number_of_page) {
-                    self.ram.write(other, page).map_err(|error| no_room(&error))?;
-                    self.put(other, *content);
-                }
-                finished.extend(self.state().uncount(waiting.batch));
             }
+        }
+        let pages = bytes.as_chunks::<PAGE_SIZE>().0;
+        for (index, other, waiting) in others {
+            if self.stop.is_cancelled() {
+                return Err("it was called off".to_owned());
+            }
+            self.ram.write(other, &pages[index]).map_err(|error| no_room(&error))?;
+            self.put(other, contents[index]);
+            finished.extend(self.state().uncount(waiting.batch));
         }
         drop(place);
         finished.into_iter().try_for_each(|batch| self.say(&ToSource::Done { batch }))
@@ -346,11 +354,23 @@ impl Session {
     }
 
     fn offered(&self, waiting: Waiting) -> Option<(u32, Name)> {
-        self.state().batches.get(&waiting.batch).map(|batch| batch.pages[usize::from(waiting.position)])
+        self.state().offered(waiting)
     }
 }
 
 impl State {
+    /// Whether the content is on its way already; then the page waits for it too.
+    fn joins(&mut self, content: &Name, waiting: Waiting) -> bool {
+        let Some(wanted) = self.wanted.get_mut(&(None, *content)) else { return false };
+        wanted.waits.push(waiting);
+        self.count(waiting.batch, 1);
+        true
+    }
+
+    fn offered(&self, waiting: Waiting) -> Option<(u32, Name)> {
+        self.batches.get(&waiting.batch).map(|batch| batch.pages[usize::from(waiting.position)])
+    }
+
     fn count(&mut self, batch: u32, pages: usize) {
         if let Some(batch) = self.batches.get_mut(&batch) {
             batch.open += pages;

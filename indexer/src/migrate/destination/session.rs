@@ -231,11 +231,29 @@ impl Session {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(page);
     }
 
+    /// The same for many pages, with each lock taken once.
+    pub(super) fn put_all(&self, pages: &[(u32, Fingerprint)]) {
+        let changed: Vec<_> = {
+            let mut ledger = self.ledger();
+            let set = |(page, content): &(u32, Fingerprint)| (*page, ledger.set(*page, *content), *content);
+            pages.iter().map(set).filter(|(_, before, content)| before != content).collect()
+        };
+        for (page, before, content) in changed {
+            self.index(page, before, content);
+        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.extend(pages.iter().map(|(page, _)| *page));
+    }
+
     fn note(&self, page: u32, content: Fingerprint) {
         let before = self.ledger().set(page, content);
-        if before == content {
-            return;
+        if before != content {
+            self.index(page, before, content);
         }
+    }
+
+    /// Tells those who look for content.
+    fn index(&self, page: u32, before: Fingerprint, content: Fingerprint) {
         let place = Place { map: self.map, page };
         if before != ZERO {
             self.shared.index.remove(&before, place);
