@@ -6,6 +6,7 @@
 mod compare;
 mod daemon;
 mod diff;
+mod diff_known;
 mod figure;
 mod first_index;
 mod freshness;
@@ -83,7 +84,7 @@ fn main() -> ExitCode {
         arguments.only.as_deref().is_none_or(|only| names.iter().any(|name| name.contains(only)))
     };
     let mut figures = Figures::default();
-    if wanted(&["hash_batch_over_single"]) {
+    if wanted(&hashing::NAMES) {
         hashing::measure(&mut figures);
     }
     if wanted(&["first_index_over_hash", "first_index_over_file_hash", "daemon_bytes_per_page"]) {
@@ -94,6 +95,9 @@ fn main() -> ExitCode {
     }
     if wanted(&["diff_cold_1gib_ms"]) {
         diff::measure(&mut figures);
+    }
+    if wanted(&diff_known::NAMES) {
+        diff_known::measure(&mut figures);
     }
     if wanted(&["idle_core_share"]) {
         idle::measure(&mut figures);

@@ -113,7 +113,8 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
         token_file().exists().then(|| AccessToken::load(&token_file())).transpose()?
     };
     let ours = token.as_ref().map(|token| Token::new(token.expose())).transpose()?;
-    let peers = Arc::new(Peers::new(config.peers.clone(), ours, config.tls.ca.clone(), config.peer_picture_bytes));
+    let peers =
+        Arc::new(Peers::new(config.peers.clone(), ours, config.tls.ca.clone(), config.peer_picture_bytes));
 
     // Sockets come first: whoever finds another daemon serving must not have touched a VM.
     let mut listeners = Vec::new();

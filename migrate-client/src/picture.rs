@@ -34,7 +34,8 @@ impl PictureStream {
         }
         let header = stream.buffer.split_to(HEADER);
         let Some(header) = header.first_chunk::<HEADER>() else { return Err(stream.broken()) };
-        let key = decode_header(header).map_err(|error| ClientError::protocol(&stream.transport.host, error))?;
+        let key =
+            decode_header(header).map_err(|error| ClientError::protocol(&stream.transport.host, error))?;
         if key != KeyId::PLAIN {
             let why = "its fingerprints are made with a key: nothing there can be compared";
             return Err(ClientError::protocol(&stream.transport.host, why));
@@ -80,7 +81,8 @@ impl PictureStream {
     /// Waits until there are `bytes`. False: the body ended before the first of them.
     async fn fill(&mut self, bytes: usize) -> Result<bool, ClientError> {
         while self.buffer.len() < bytes {
-            let deadline = Deadline::work("the next sign of life of the picture", self.transport.timeouts.piece);
+            let deadline =
+                Deadline::work("the next sign of life of the picture", self.transport.timeouts.piece);
             match self.transport.piece(&mut self.response, deadline).await? {
                 Some(piece) => self.buffer.extend_from_slice(&piece),
                 None if self.buffer.is_empty() => return Ok(false),

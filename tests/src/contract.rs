@@ -110,6 +110,9 @@ pub struct Diff {
     pub pages: DiffCounts,
     pub bytes: DiffCounts,
     pub elapsed_us: u64,
+    /// Added to the contract after version 0.1.
+    #[serde(default)]
+    pub picture_age_ms: Option<u64>,
     /// Added to the contract by version 0.1.
     #[serde(default)]
     pub staleness_ms: Option<u64>,

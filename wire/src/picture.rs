@@ -342,12 +342,15 @@ mod tests {
     use super::*;
 
     fn frames() -> impl Strategy<Value = Frame> {
-        let position = || (any::<u64>(), any::<u64>()).prop_map(|(epoch, sequence)| Position { epoch, sequence });
+        let position =
+            || (any::<u64>(), any::<u64>()).prop_map(|(epoch, sequence)| Position { epoch, sequence });
         let buckets = prop::collection::vec(prop::collection::btree_set(any::<u16>(), 0..20), 0..30);
         prop_oneof![
-            (position(), any::<u64>(), 1..=MAX_BITS, any::<u64>()).prop_map(|(position, m, bits, contents)| {
-                Frame::Begin { position, keys: Keys::new(m | 1, bits).unwrap(), contents }
-            }),
+            (position(), any::<u64>(), 1..=MAX_BITS, any::<u64>()).prop_map(
+                |(position, m, bits, contents)| {
+                    Frame::Begin { position, keys: Keys::new(m | 1, bits).unwrap(), contents }
+                }
+            ),
             (any::<u32>(), buckets).prop_map(|(first, buckets)| {
                 let counts = buckets.iter().map(|bucket| bucket.len() as u16).collect();
                 Frame::Part(Part { first, counts, rests: buckets.into_iter().flatten().collect() })
@@ -355,7 +358,8 @@ mod tests {
             Just(Frame::Complete),
             (position(), prop::collection::vec((any::<u64>(), any::<bool>()), 0..50)).prop_map(
                 |(position, changes)| {
-                    let changes = changes.into_iter().map(|(prefix, come)| Change::new(prefix, come)).collect();
+                    let changes =
+                        changes.into_iter().map(|(prefix, come)| Change::new(prefix, come)).collect();
                     Frame::Changes { position, changes }
                 }
             ),
@@ -406,7 +410,15 @@ mod tests {
         assert!(Frame::decode_header(&[1, 0, 0, 0, 0xff, 0xff, 0xff, 0]).is_err());
         assert!(Keys::new(2, 5).is_err() && Keys::new(1, 0).is_err() && Keys::new(1, MAX_BITS + 1).is_err());
         assert_eq!(Frame::decode(9, b"later").unwrap(), None);
-        for text in ["", ".", "0.0", "000000000000000g.1", "0000000000000000.", "+000000000000000.1", "0000000000000000.+1"] {
+        for text in [
+            "",
+            ".",
+            "0.0",
+            "000000000000000g.1",
+            "0000000000000000.",
+            "+000000000000000.1",
+            "0000000000000000.+1",
+        ] {
             assert!(text.parse::<Position>().is_err(), "{text}");
         }
     }

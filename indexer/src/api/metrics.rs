@@ -20,6 +20,7 @@ use super::{ApiState, negotiate::choose, problem::ApiError};
 use crate::{
     host::Vm,
     metrics::{AuditCounters, Description, HttpCounters, Kind, MigrationCounters, VmCounters},
+    picture::peers::PeerFigures,
     units,
 };
 
@@ -46,6 +47,7 @@ fn render(state: &ApiState) -> String {
     vms(&mut out, state);
     hooks(&mut out, state);
     host(&mut out, state);
+    peers(&mut out, state);
     migrations(&mut out, state);
     set(&mut out, HttpCounters::descriptions(), &[(Vec::new(), &*state.figures)]);
     requests(&mut out, state);
@@ -190,6 +192,48 @@ fn host(out: &mut Text, state: &ApiState) {
     ] {
         out.family(name, kind, help);
         out.sample(name, &[], value as f64);
+    }
+}
+
+/// One figure of a peer; `None` as long as it has told nothing.
+type OfPeer = fn(&PeerFigures) -> Option<f64>;
+
+fn peers(out: &mut Text, state: &ApiState) {
+    let peers: Vec<_> =
+        state.peers.pictures().iter().map(|(name, peer)| (name.to_owned(), peer.figures())).collect();
+    let families: [(&str, &str, &str, OfPeer); 5] = [
+        ("memdex_peer_contents", "gauge", "Contents in the picture of a peer that is followed.", |peer| {
+            Some(peer.contents as f64)
+        }),
+        (
+            "memdex_peer_picture_bytes",
+            "gauge",
+            "Memory for the picture of a peer, and for which pages of this host's VMs it holds.",
+            |peer| Some(peer.bytes as f64),
+        ),
+        (
+            "memdex_peer_silence_seconds",
+            "gauge",
+            "Time since a peer last said that its picture is up to date.",
+            |peer| Some(peer.age?.as_secs_f64()),
+        ),
+        ("memdex_peer_pictures_total", "counter", "Whole pictures received of a peer.", |peer| {
+            Some(peer.pictures as f64)
+        }),
+        (
+            "memdex_peer_changes_total",
+            "counter",
+            "Contents that came to a peer or went, as it told.",
+            |peer| Some(peer.changes as f64),
+        ),
+    ];
+    for (name, kind, help, value) in families {
+        out.family(name, kind, help);
+        for (peer, figures) in &peers {
+            if let Some(value) = value(figures) {
+                out.sample(name, &[("peer", peer)], value);
+            }
+        }
     }
 }
 

@@ -89,6 +89,30 @@ impl Block {
         Generation(self.base.saturating_add(u64::from(self.distance[index])))
     }
 
+    /// A bit for each page.
+    pub(super) fn bits(&self, since: Generation) -> PageBits {
+        let mut bits = PageBits::default();
+        // Generations before the base are at the base here.
+        let since = since.0.saturating_sub(self.base);
+        for (word, (pages, distances)) in self.pages.chunks(64).zip(self.distance.chunks(64)).enumerate() {
+            for (bit, (page, distance)) in pages.iter().zip(distances).enumerate() {
+                let byte = page.load(Relaxed);
+                bits.known[word] |= u64::from(byte & KIND == KNOWN) << bit;
+                bits.current[word] |= u64::from(byte & (KIND | STALE | INHERITED) == KNOWN) << bit;
+                bits.changed[word] |= u64::from(u64::from(*distance) >= since) << bit;
+            }
+            // Beyond the last page there may be pages of before.
+            let there = match self.len().saturating_sub(word * 64) {
+                64.. => u64::MAX,
+                some => (1 << some) - 1,
+            };
+            bits.known[word] &= there;
+            bits.current[word] &= there;
+            bits.changed[word] &= there;
+        }
+        bits
+    }
+
     /// Changes a page's byte, after all that was changed before.
     pub(super) fn set_byte(&mut self, index: usize, byte: u8) {
         step();
@@ -163,6 +187,17 @@ impl Block {
         self.distance[from..to].fill(0);
         self.len = to as u64;
     }
+}
+
+/// The pages of a chunk by what is known of them, a bit for each.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct PageBits {
+    /// It has a fingerprint, be it stale or not.
+    pub(crate) known: [u64; CHUNK_PAGES / 64],
+    /// It holds what its fingerprint says, settled or not.
+    pub(crate) current: [u64; CHUNK_PAGES / 64],
+    /// Its content is of the generation that was asked for, or a later one.
+    pub(crate) changed: [u64; CHUNK_PAGES / 64],
 }
 
 /// The state as far as any write can be seen.

@@ -7,8 +7,8 @@ use memdex_wire::{Fingerprint, page::PageState};
 use super::{
     Change,
     block::{
-        ABSENT, Block, CHUNK_PAGES, INHERITED, KIND, KNOWN, STALE, UNKNOWN, UNSETTLED, ZERO, held, inherit,
-        shown, stale,
+        ABSENT, Block, CHUNK_PAGES, INHERITED, KIND, KNOWN, PageBits, STALE, UNKNOWN, UNSETTLED, ZERO, held,
+        inherit, shown, stale,
     },
     cell::Cell,
     counts::Counts,
@@ -82,6 +82,14 @@ impl Chunk {
         match self {
             Self::Alike { page, .. } => Some(held(*page)),
             Self::Each(_) => None,
+        }
+    }
+
+    /// A bit for each page; `None` if no page has a fingerprint.
+    pub(super) fn bits(&self, since: Generation) -> Option<PageBits> {
+        match self {
+            Self::Alike { .. } => None,
+            Self::Each(block) => Some(block.bits(since)),
         }
     }
 

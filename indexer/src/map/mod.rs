@@ -37,7 +37,7 @@ use roaring::RoaringBitmap;
 
 use crate::units::{Generation, PageRange};
 
-pub(crate) use block::CHUNK_PAGES;
+pub(crate) use block::{CHUNK_PAGES, PageBits};
 use cell::Cell;
 pub(crate) use cell::monotonic_seconds;
 use chunk::{Chunk, Publication};
@@ -349,18 +349,14 @@ impl PageMap {
         self.layout_since
     }
 
-    /// The runs of pages, each no longer than a chunk, in which anything may have changed in this generation or later.
-    pub(crate) fn touched_since(&self, since: Generation) -> impl Iterator<Item = PageRange> + '_ {
-        let touched = self.touched.iter().zip(&self.chunks).enumerate();
-        touched.filter(move |(_, (touched, _))| **touched >= since).map(|(index, (_, chunk))| {
-            let first = (index * CHUNK_PAGES) as u32;
-            first..first + chunk.len() as u32
-        })
+    /// The chunks in which anything may have changed in this generation or later.
+    pub(crate) fn touched_since(&self, since: Generation) -> impl Iterator<Item = usize> + '_ {
+        self.touched.iter().enumerate().filter(move |(_, touched)| **touched >= since).map(|(chunk, _)| chunk)
     }
 
-    /// Whether no page of this chunk can have a fingerprint: cheaper than looking at each.
-    pub(crate) fn no_content(&self, chunk: usize) -> bool {
-        self.chunks[chunk].uniform_state().is_some()
+    /// What is known of the pages of a chunk, and which of them changed in this generation or later; `None` if none can have a fingerprint.
+    pub(crate) fn bits(&self, chunk: usize, since: Generation) -> Option<PageBits> {
+        self.chunks[chunk].bits(since)
     }
 
     /// A consistent picture of this moment.

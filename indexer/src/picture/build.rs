@@ -17,7 +17,7 @@ const PASS: u64 = 8 << 20;
 const IN_BUCKET: u64 = 32;
 
 /// The picture of up to `pages` contents, with keys of its own. `each` calls with every fingerprint that is held, as often as it likes.
-pub(crate) fn build(multiplier: u64, pages: u64, each: impl Fn(&mut dyn FnMut(&Fingerprint))) -> Picture {
+pub fn build(multiplier: u64, pages: u64, each: impl Fn(&mut dyn FnMut(&Fingerprint))) -> Picture {
     let bits = pages.div_ceil(IN_BUCKET).next_power_of_two().trailing_zeros().clamp(4, MAX_BITS);
     let Ok(keys) = Keys::new(multiplier | 1, bits) else { unreachable!("odd, and as many bits as may be") };
     let passes = pages.div_ceil(PASS).max(1);

@@ -3,14 +3,16 @@
 //! Owns a bit for each page (the peer holds what the page was last seen to hold) and the count of those that are current. It is brought up to date in steps that
 //! cost what has changed: chunks of the map in which something is new, and pages whose content has come to the peer or gone there.
 
-use memdex_wire::page::PageState;
 use roaring::RoaringBitmap;
 
 use super::Picture;
 use crate::{
     map::{CHUNK_PAGES, PageMap},
-    units::{Generation, PageRange},
+    units::Generation,
 };
+
+/// Words of bits in a chunk.
+const WORDS: usize = CHUNK_PAGES / 64;
 
 /// What a peer holds of one VM. See the module.
 #[derive(Debug, Default)]
@@ -48,45 +50,50 @@ impl Known {
 
     /// Takes in what is new in the map and in the picture. From here on [`Known::matched`] speaks of `map`.
     pub fn catch_up(&mut self, map: &PageMap, picture: &Picture) {
-        let pages = map.pages() as usize;
-        if self.layout_since != map.layout_since() || self.held.len() != pages.div_ceil(64) {
+        let chunks = (map.pages() as usize).div_ceil(CHUNK_PAGES);
+        if self.layout_since != map.layout_since() || self.matched.len() != chunks {
             *self = Self {
                 layout_since: map.layout_since(),
-                held: vec![0; pages.div_ceil(64)],
-                matched: vec![0; pages.div_ceil(CHUNK_PAGES)],
+                held: vec![0; chunks * WORDS],
+                matched: vec![0; chunks],
                 ..Self::default()
             };
         }
         let again = std::mem::take(&mut self.again);
         // The last generation that was seen may not have been at its end: it is seen twice.
-        for run in map.touched_since(self.as_of) {
-            self.look(map, picture, &run, &again);
+        for chunk in map.touched_since(self.as_of) {
+            self.look(map, picture, chunk, &again);
         }
-        let mut done = 0;
-        for page in &again {
-            if page < done || page >= map.pages() {
-                continue;
+        let mut last = None;
+        for chunk in again.iter().map(|page| page as usize / CHUNK_PAGES).filter(|chunk| *chunk < chunks) {
+            if last.replace(chunk) != Some(chunk) {
+                self.look(map, picture, chunk, &again);
             }
-            let first = page - page % CHUNK_PAGES as u32;
-            done = (first + CHUNK_PAGES as u32).min(map.pages());
-            self.look(map, picture, &(first..done), &again);
         }
         self.as_of = map.generation();
     }
 
     /// Looks at one chunk.
-    fn look(&mut self, map: &PageMap, picture: &Picture, run: &PageRange, again: &RoaringBitmap) {
-        let chunk = run.start as usize / CHUNK_PAGES;
+    fn look(&mut self, map: &PageMap, picture: &Picture, chunk: usize, again: &RoaringBitmap) {
         let mut matched = 0;
-        if !map.no_content(chunk) {
-            for page in run.clone() {
-                let view = map.page(page);
-                let (word, bit) = (page as usize / 64, 1_u64 << (page % 64));
-                if view.generation >= self.as_of || again.contains(page) {
-                    let held = view.fingerprint.is_some_and(|content| picture.contains(content.prefix()));
-                    self.held[word] = self.held[word] & !bit | if held { bit } else { 0 };
+        if let Some(mut pages) = map.bits(chunk, self.as_of) {
+            let first = (chunk * CHUNK_PAGES) as u32;
+            for page in again.range(first..first + CHUNK_PAGES as u32) {
+                let index = (page - first) as usize;
+                pages.changed[index / 64] |= 1 << (index % 64);
+            }
+            for (word, held) in self.held[chunk * WORDS..(chunk + 1) * WORDS].iter_mut().enumerate() {
+                *held &= !pages.changed[word];
+                let mut ask = pages.changed[word] & pages.known[word];
+                while ask != 0 {
+                    let bit = ask.trailing_zeros();
+                    ask &= ask - 1;
+                    let content = map.page(first + word as u32 * 64 + bit).fingerprint;
+                    if content.is_some_and(|content| picture.contains(content.prefix())) {
+                        *held |= 1 << bit;
+                    }
                 }
-                matched += u16::from(view.held == PageState::Current && self.held[word] & bit != 0);
+                matched += (*held & pages.current[word]).count_ones() as u16;
             }
         }
         self.total = self.total - u64::from(self.matched[chunk]) + u64::from(matched);
@@ -110,7 +117,7 @@ impl Known {
 mod tests {
     use std::{collections::BTreeSet, sync::Arc};
 
-    use memdex_wire::{Fingerprint, picture::Change};
+    use memdex_wire::{Fingerprint, page::PageState, picture::Change};
     use proptest::prelude::*;
 
     use super::*;

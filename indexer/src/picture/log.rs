@@ -1,6 +1,7 @@
 //! What came to this host and went, for those who listen.
 //!
-//! Owns the last [`KEPT`] changes and their numbers. Nothing is noted as long as nobody listens: a host without subscribers pays one load of a flag for each page that changes.
+//! Owns the last [`KEPT`] changes and their numbers. Nothing is noted as long as nobody listens, nor has done so within [`LINGER`]: a host without followers pays one load of a flag for each page
+//! that changes.
 //!
 //! # Why no change is missed
 //!
@@ -15,6 +16,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use memdex_wire::picture::{Change, MAX_CHANGES, Position};
@@ -22,10 +24,14 @@ use memdex_wire::picture::{Change, MAX_CHANGES, Position};
 /// Changes that are kept: 8 MiB. Who is further behind is sent a new picture.
 pub(crate) const KEPT: usize = 1 << 20;
 
+/// How long changes are noted for a listener that has lost its connection.
+const LINGER: Duration = Duration::from_secs(60);
+
 /// See the module.
 #[derive(Debug)]
 pub struct ChangeLog {
     epoch: u64,
+    linger: Duration,
     listened: AtomicBool,
     /// Held for nanoseconds.
     state: Mutex<State>,
@@ -37,6 +43,8 @@ struct State {
     /// Number of the change that comes next.
     next: u64,
     listeners: usize,
+    /// When the last listener went.
+    alone: Option<Instant>,
 }
 
 /// The changes after a position are not known any more.
@@ -51,7 +59,7 @@ impl ChangeLog {
     /// A log that nobody listens to. `epoch` tells it from that of any other daemon.
     #[must_use]
     pub fn new(epoch: u64) -> Self {
-        Self { epoch, listened: AtomicBool::new(false), state: Mutex::default() }
+        Self { epoch, linger: LINGER, listened: AtomicBool::new(false), state: Mutex::default() }
     }
 
     /// Notes that a content has come or gone.
@@ -61,6 +69,13 @@ impl ChangeLog {
             return;
         }
         let mut state = self.lock();
+        if state.listeners == 0 && state.alone.is_none_or(|since| since.elapsed() >= self.linger) {
+            // From here on changes are not noted: nobody may go on from an earlier position.
+            self.listened.store(false, Relaxed);
+            state.changes = VecDeque::new();
+            state.next += 1;
+            return;
+        }
         if state.changes.len() == KEPT {
             state.changes.pop_front();
         }
@@ -117,12 +132,7 @@ impl Drop for Listening {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.listeners -= 1;
-        if state.listeners == 0 {
-            // From here on changes are not noted: nobody may go on from an earlier position.
-            self.0.listened.store(false, Relaxed);
-            state.changes = VecDeque::new();
-            state.next += 1;
-        }
+        state.alone = Some(Instant::now());
     }
 }
 
@@ -138,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_listener_hears_everything_after_its_position() {
-        let log = Arc::new(ChangeLog::new(7));
+        let log = Arc::new(ChangeLog { linger: Duration::ZERO, ..ChangeLog::new(7) });
         log.note(come(1));
         let before = log.position();
         assert_eq!(before, Position { epoch: 7, sequence: 0 }, "nobody listened");
@@ -152,13 +162,24 @@ mod tests {
         assert_eq!(log.since(Position { sequence: after.sequence + 1, ..after }), Err(Lost));
         log.start_over();
         assert_eq!(log.since(after), Err(Lost));
-        // Once nobody listens, changes go unnoted, and no position from before is good.
+        // Once nobody has listened for long, changes go unnoted, and no position from before is good.
         let late = log.position();
         drop(listening);
         log.note(come(9));
         assert!(!log.listened());
         let _listening = log.listen();
         assert_eq!(log.since(late), Err(Lost));
+    }
+
+    #[test]
+    fn a_listener_that_comes_back_soon_has_missed_nothing() {
+        let log = Arc::new(ChangeLog::new(7));
+        let listening = log.listen();
+        let position = log.position();
+        drop(listening);
+        log.note(come(1));
+        let _listening = log.listen();
+        assert_eq!(log.since(position).unwrap().1, [come(1)]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use std::collections::HashMap;
 
 use memdex_wire::picture::{Change, Keys, MAX_IN_BUCKET, Part};
 
-pub(crate) use build::build;
+pub use build::build;
 pub(crate) use subscribe::follow;
 
 /// Changes that are kept beside the picture at least before they are merged.
@@ -282,13 +282,17 @@ mod tests {
         assert_eq!(got.push(&lying, 5000), Err(PartError::Order));
         assert!(!got.complete());
         got.push(&part, 5000).unwrap();
-        assert_eq!(got.push(&Part { first: keys().buckets(), counts: vec![0], rests: vec![] }, 5000), Err(PartError::Order));
+        assert_eq!(
+            got.push(&Part { first: keys().buckets(), counts: vec![0], rests: vec![] }, 5000),
+            Err(PartError::Order)
+        );
         assert!(got.complete());
     }
 
     #[test]
     fn few_contents_that_are_lacking_seem_to_be_there() {
-        let random = |n: u64| u64::from_le_bytes(blake3::hash(&n.to_le_bytes()).as_bytes()[..8].try_into().unwrap());
+        let random =
+            |n: u64| u64::from_le_bytes(blake3::hash(&n.to_le_bytes()).as_bytes()[..8].try_into().unwrap());
         let picture = picture((0..2000).map(random));
         assert!((0..2000).all(|n| picture.contains(random(n))));
         // 31 in a bucket: 47 of 100,000 are expected.

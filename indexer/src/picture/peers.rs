@@ -75,7 +75,8 @@ impl Pictures {
     #[must_use]
     pub fn new<'a>(names: impl Iterator<Item = &'a str>, bytes: u64) -> Self {
         let most = bytes / BYTES_PER_CONTENT;
-        let states = names.filter(|_| most > 0).map(|name| (name.to_owned(), Arc::new(PeerPicture::new(most))));
+        let states =
+            names.filter(|_| most > 0).map(|name| (name.to_owned(), Arc::new(PeerPicture::new(most))));
         Self(states.collect())
     }
 

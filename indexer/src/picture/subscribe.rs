@@ -76,19 +76,18 @@ async fn follow_one(name: &str, client: &Client, peer: &Arc<PeerPicture>, host: 
         };
         // Once for each time that it is out of sight.
         if !std::mem::replace(&mut said, true) {
-            tracing::info!(peer = name, reason, "what this peer holds is not followed for now; it is asked instead");
+            tracing::info!(
+                peer = name,
+                reason,
+                "what this peer holds is not followed for now; it is asked instead"
+            );
         }
         sleep(pause).await;
         wait = (wait * 2).min(LONGEST);
     }
 }
 
-async fn listen(
-    mut stream: PictureStream,
-    peer: &Arc<PeerPicture>,
-    host: &Host,
-    heard: &mut bool,
-) -> End {
+async fn listen(mut stream: PictureStream, peer: &Arc<PeerPicture>, host: &Host, heard: &mut bool) -> End {
     let mut coming = None;
     loop {
         let frame = match stream.next().await {

@@ -1,10 +1,15 @@
 //! Content by its name: lookups and pages.
 
+use std::time::Duration;
+
+use indexer::picture::Picture;
 use memdex_wire::{
     Fingerprint,
     bulk::{self, KeyId},
     content::LookupAnswer,
+    picture::{Frame, Position},
 };
+use migrate_client::{Client, ClientOptions, PictureStream};
 use reqwest::header;
 
 use crate::support::{Served, Vm, at};
@@ -57,4 +62,66 @@ async fn contents_are_sent_for_what_is_held() {
         next = position + 1;
     }
     assert_eq!(sent, [0, 2, 3]);
+}
+
+async fn frame(stream: &mut PictureStream) -> Frame {
+    let next = tokio::time::timeout(Duration::from_secs(20), stream.next());
+    next.await.expect("a sign of life comes in time").expect("the stream has no end").unwrap()
+}
+
+/// Reads on until a content has come to the picture, or gone from it.
+async fn follow(
+    stream: &mut PictureStream,
+    picture: &mut Picture,
+    content: Fingerprint,
+    come: bool,
+) -> Position {
+    loop {
+        let Frame::Changes { position, changes } = frame(stream).await else { panic!("not a change") };
+        changes.iter().for_each(|change| picture.apply(*change));
+        if picture.contains(content.prefix()) == come {
+            return position;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_is_told_and_then_what_comes_and_goes() {
+    let served = Served::start().await;
+    let _vm = Vm::start("picture", &[121, 122, 122]);
+    let url = format!("unix:{}", served.socket().display()).parse().unwrap();
+    let client = Client::new(url, ClientOptions::default()).unwrap();
+    let mut stream = client.picture(None).await.unwrap();
+    let Frame::Begin { keys, position, .. } = frame(&mut stream).await else { panic!("no beginning") };
+    let mut picture = Picture::begin(keys);
+    loop {
+        match frame(&mut stream).await {
+            Frame::Part(part) => picture.push(&part, 1 << 20).unwrap(),
+            Frame::Complete => break,
+            other => panic!("{other:?} in the midst of a picture"),
+        }
+    }
+    assert!(picture.complete() && [121, 122].iter().all(|byte| picture.contains(of(*byte).prefix())));
+    let other = Vm::start("picture-other", &[122, 123]);
+    let come = follow(&mut stream, &mut picture, of(123), true).await;
+    assert_eq!(come.epoch, position.epoch);
+    drop(other);
+    let gone = follow(&mut stream, &mut picture, of(123), false).await;
+    assert!(picture.contains(of(122).prefix()), "another VM has it still");
+    assert!(gone.sequence > come.sequence);
+
+    // Whoever comes back is told what it has missed, once.
+    drop(stream);
+    let mut stream = client.picture(Some(come)).await.unwrap();
+    let Frame::Changes { changes, .. } = frame(&mut stream).await else { panic!("a new picture") };
+    assert!(changes.iter().any(|change| !change.come() && change.prefix() == of(123).prefix() & !1));
+    // Unless nobody knows any more.
+    for unknown in [Position { epoch: come.epoch ^ 1, ..come }, Position { sequence: u64::MAX, ..come }] {
+        let mut stream = client.picture(Some(unknown)).await.unwrap();
+        assert!(matches!(frame(&mut stream).await, Frame::Begin { .. }), "{unknown}");
+    }
+    let bad = served.unix().get(at("/v1/content/picture?since=yesterday")).send().await.unwrap();
+    assert_eq!(bad.status(), 400);
+    let bad = bad.text().await.unwrap();
+    assert!(bad.contains("bad_request") && bad.contains("since"), "{bad}");
 }

@@ -64,7 +64,7 @@ impl Served {
             "far".to_owned(),
             format!("unix:{}", folder.path().join("far.sock").display()).parse().unwrap(),
         )];
-        let peers = Arc::new(Peers::new(peers.into(), Some(ours), files.ca.clone()));
+        let peers = Arc::new(Peers::new(peers.into(), Some(ours), files.ca.clone(), 0));
         let options =
             MigrationOptions { at_once: 1, max_bandwidth: None, journal: folder.path().join("journal") };
         let migrations = Migrations::new(host(), Arc::clone(&peers), &options, stop.clone());
