@@ -94,7 +94,7 @@ pub(crate) fn measure(figures: &mut Figures) {
     let snapshot = map.snapshot();
     for (number, peer) in peers.iter().enumerate() {
         // Those made first have been silent for long: what counts is that nothing has changed.
-        peer.apply(&[], Position { epoch: number as u64, sequence: 0 }, &index);
+        let _ = peer.apply(&[], Position { epoch: number as u64, sequence: 0 }, &index);
         let pages = peer.diff(id, &snapshot).expect("it was just heard").pages;
         let expected = u64::from(PAGES) * number as u64 / PEERS;
         let wrong = pages.matched - expected;
@@ -115,7 +115,9 @@ pub(crate) fn measure(figures: &mut Figures) {
                 .collect();
             let begun = Instant::now();
             let position = Position { epoch: number as u64, sequence: u64::from(round) };
-            changes.chunks(8192).for_each(|changes| peer.apply(changes, position, &index));
+            for changes in changes.chunks(8192) {
+                let _ = peer.apply(changes, position, &index);
+            }
             change.push(begun.elapsed().as_secs_f64() * 1e6 / f64::from(CHANGES));
         }
         let begun_all = Instant::now();

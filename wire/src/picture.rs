@@ -12,6 +12,7 @@
 //!
 //! | kind | name | bytes |
 //! |---|---|---|
+//! | 0 | nothing yet: the picture is being made | nothing |
 //! | 1 | [`Frame::Begin`]: a new picture; what was told before counts no more | `u64` epoch · `u64` sequence · `u64` multiplier · `u32` bits · `u32` zero · `u64` contents at most |
 //! | 2 | [`Frame::Part`]: the next buckets of the picture | `u32` first bucket · `u32` number of buckets, b · b × `u16` contents in each · `u16` rest of each content, rising within a bucket |
 //! | 3 | [`Frame::Complete`]: the picture shows what the host held at the sequence of its `Begin`, or later | nothing |
@@ -270,7 +271,7 @@ impl Frame {
         Ok((kind, length))
     }
 
-    /// Decodes the payload of a frame. `None`: one of a later version, to be passed over.
+    /// Decodes the payload of a frame. `None`: nothing yet, or one of a later version; to be passed over.
     ///
     /// # Errors
     /// If it is damaged. That the parts of a picture come in order is for the reader to see.

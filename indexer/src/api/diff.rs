@@ -34,7 +34,7 @@ pub(super) struct Where {
 /// What another host lacks of this VM. No memory is scanned for it.
 ///
 /// What a peer named in the configuration holds is followed, so that the answer is known already: `picture_age_ms` says how old that knowledge is, and `matched` may be
-/// too high by a few ten-thousandths of `missing`. Any other host is asked, and a peer too that has not been heard for ten seconds.
+/// too high by a few ten-thousandths of `missing`, and by what the peer's VMs have just written over: a content goes when a page is seen to hold another one. Any other host is asked, and a peer too that has not been heard for ten seconds.
 ///
 /// `zero + matched + missing + stale = total`; `absent` pages count as zero.
 #[utoipa::path(
@@ -64,6 +64,7 @@ pub(super) async fn get(
     let snapshot = vm.snapshot();
     let known = match followed {
         Some(picture) => {
+            let _place = state.gates.known_diffs.enter().await?;
             let (picture, map, snapshot) = (Arc::clone(picture), vm.map_id(), snapshot.clone());
             // The first look at a VM takes a while.
             tokio::task::spawn_blocking(move || picture.diff(map, &snapshot)).await.ok().flatten()

@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct Gates {
     pub(super) diffs: Gate,
+    pub(super) known_diffs: Gate,
     pub(super) syncs: Gate,
     pub(super) verifies: Gate,
     pub(super) maps: Gate,
@@ -39,6 +40,8 @@ impl Default for Gates {
         Self {
             // Each holds the distinct fingerprints of a VM and has some requests under way.
             diffs: gate("diffs", 4),
+            // Each holds a snapshot, while one at a time works on a peer.
+            known_diffs: gate("diffs", 32),
             syncs: gate("syncs", 64),
             verifies: gate("verifies", 4),
             // Each holds a snapshot, and so old blocks of a map.

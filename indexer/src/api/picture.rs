@@ -4,7 +4,7 @@
 //! for a reader that is too slow for them. What is held for a reader is the picture while it is sent, which all that read at the time share, and one piece.
 #![expect(unused_qualifications, reason = "the path macro of utoipa names the query type in full")]
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Weak, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -21,7 +21,8 @@ use memdex_wire::{
 use serde::Deserialize;
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{Instant, sleep},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
 };
 use utoipa::IntoParams;
 
@@ -90,8 +91,10 @@ pub(super) async fn get(
 enum Stage {
     /// A new picture.
     Picture,
-    /// The buckets from this one on.
-    Parts(Arc<Picture>, Position, u32),
+    /// It is being made.
+    Making(JoinHandle<Option<(Weak<Picture>, Position)>>),
+    /// The buckets from this one on. It is given up after a while, whoever still reads it.
+    Parts(Weak<Picture>, Position, u32),
     /// What comes and goes after this.
     Changes(Position),
 }
@@ -111,12 +114,26 @@ impl Teller {
         while out.is_empty() {
             match &mut self.stage {
                 Stage::Picture => {
-                    let (picture, position) = self.host.picture().await?;
-                    let (keys, contents) = (picture.keys(), picture.contents());
-                    Frame::Begin { position, keys, contents }.encode(&mut out);
-                    self.stage = Stage::Parts(picture, position, 0);
+                    // It goes on if this reader goes, for the next one.
+                    let host = self.host.clone();
+                    self.stage = Stage::Making(tokio::spawn(async move { host.picture().await }));
                 }
+                Stage::Making(making) => match timeout(SIGN_OF_LIFE, making).await {
+                    Err(_) => out.extend_from_slice(&[0; picture::FRAME_HEADER]),
+                    Ok(made) => {
+                        let (picture, position) = made.ok()??;
+                        if let Some(picture) = picture.upgrade() {
+                            let (keys, contents) = (picture.keys(), picture.contents());
+                            Frame::Begin { position, keys, contents }.encode(&mut out);
+                        }
+                        self.stage = Stage::Parts(picture, position, 0);
+                    }
+                },
                 Stage::Parts(picture, position, first) => {
+                    let Some(picture) = picture.upgrade() else {
+                        self.stage = Stage::Picture;
+                        continue;
+                    };
                     let part = picture.part(*first);
                     *first += part.counts.len() as u32;
                     let (done, position) = (*first == picture.keys().buckets(), *position);

@@ -337,7 +337,7 @@ fn sweep(shared: &Arc<Shared>) {
             discovery.look_at_all_mappings();
         }
         let found = discovery.sweep(slots.read(&shared.hooks).as_deref());
-        shared.registry.update(shared, &found);
+        shared.registry.update(shared, &found, |process| discovery.direct_io(process));
         shared.sweeps.fetch_add(1, SeqCst);
         for vm in shared.registry.all() {
             if let Some((at, found)) = discovery.direct_io(vm.process()) {

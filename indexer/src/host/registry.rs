@@ -8,6 +8,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use memdex_wire::{Fingerprint, event::Event};
@@ -15,7 +16,6 @@ use memdex_wire::{Fingerprint, event::Event};
 use super::{FindError, Shared, Vm, content::ContentSource, kept::Kept};
 use crate::{
     map::{MapId, Place},
-    picture::log::KEPT,
     vm::descriptor::{ProcessId, VmDescriptor},
     watch::tracker::{COMMANDS, Command, Tracker},
 };
@@ -75,14 +75,10 @@ impl Registry {
     pub(crate) fn remove_source(&self, shared: &Shared, map: MapId) {
         let source = self.by_map.write().unwrap_or_else(PoisonError::into_inner).remove(&map);
         if let Some(source) = source.filter(|_| shared.index.changes().listened()) {
-            // Those who follow what this host holds are told of each content, or of none if a new picture is less.
-            if source.contents() <= KEPT as u64 / 2 {
-                source.each_content(&mut |page, fingerprint| {
-                    shared.index.remove(fingerprint, Place { map, page });
-                });
-            } else {
-                shared.index.changes().start_over();
-            }
+            // Those who follow what this host holds are told of what nobody else holds. If that is more than is kept for them, they take a new picture.
+            source.each_content(&mut |page, fingerprint| {
+                shared.index.remove(fingerprint, Place { map, page });
+            });
         }
         shared.index.forget(map);
     }
@@ -120,7 +116,13 @@ impl Registry {
     }
 
     /// Brings the registry in step with what a sweep found.
-    pub(super) fn update(&self, shared: &Arc<Shared>, found: &[Arc<VmDescriptor>]) {
+    /// `looked`: when a VMM's open files were last looked at, and whether one was open for direct I/O.
+    pub(super) fn update(
+        &self,
+        shared: &Arc<Shared>,
+        found: &[Arc<VmDescriptor>],
+        looked: impl Fn(ProcessId) -> Option<(Instant, bool)>,
+    ) {
         let known = self.all();
         for vm in &known {
             match found.iter().find(|descriptor| descriptor.process == vm.process()) {
@@ -134,7 +136,7 @@ impl Registry {
         let refused = refused.clone();
         for descriptor in found.iter().filter(|descriptor| !refused.contains(&descriptor.process)) {
             if !known.iter().any(|vm| vm.process() == descriptor.process) {
-                self.add(shared, Arc::clone(descriptor));
+                self.add(shared, Arc::clone(descriptor), looked(descriptor.process));
             }
         }
         let mut trackers = self.trackers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,11 +152,15 @@ impl Registry {
         }
     }
 
-    fn add(&self, shared: &Arc<Shared>, descriptor: Arc<VmDescriptor>) {
+    fn add(&self, shared: &Arc<Shared>, descriptor: Arc<VmDescriptor>, looked: Option<(Instant, bool)>) {
         let map = self.new_map();
         let (sender, commands) = mpsc::sync_channel(COMMANDS);
         let process = descriptor.process;
         let vm = Arc::new(Vm::new(descriptor, map, sender));
+        // Before its tracker begins: what that writes down for the next daemon rests on it.
+        if let Some((at, found)) = looked {
+            vm.note_direct_io(at, found);
+        }
         self.vms.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&vm));
         self.add_source(Arc::<Vm>::clone(&vm));
         tracing::info!(vm = %vm.id(), name = vm.name(), "found a VM");

@@ -15,9 +15,12 @@
 //! are held, further ones are counted and left out. If all the places held go stale while one left out still has the
 //! content, a lookup misses it, and the content crosses the wire once more than needed: a cost, never a wrong byte.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use hashbrown::{HashTable, hash_table};
@@ -50,7 +53,7 @@ pub struct IndexStatistics {
 }
 
 /// Most entries with one tag.
-pub(crate) const SAME_TAG: usize = 32;
+const SAME_TAG: usize = 32;
 /// Not a power of two: guest memory nearly always is one, and tables double when they are 7/8 full. With 64 shards a VM whose
 /// pages all differ would fill each table just past a doubling, to 50 %; with 38 it is 84 %, four standard deviations below the doubling.
 const SHARDS: usize = 38;
@@ -62,11 +65,18 @@ struct Entry {
     page: u32,
 }
 
+#[derive(Debug, Default)]
+struct Shard {
+    entries: HashTable<Entry>,
+    /// Tags of which places were left out, as long as any place with the tag is known.
+    crowded: HashSet<u32>,
+}
+
 /// Fingerprint → places. Sharded, so that trackers of many VMs and lookups do not wait for one another.
 #[derive(Debug)]
 pub struct ContentIndex {
     /// Std mutexes: held for some hundred nanoseconds, never across a system call or an await.
-    shards: Vec<Mutex<HashTable<Entry>>>,
+    shards: Vec<Mutex<Shard>>,
     multiplier: u64,
     left_out: AtomicU64,
     /// For other hosts that want to know what there is.
@@ -98,7 +108,7 @@ impl ContentIndex {
         let (mut shard, tag) = self.shard(fingerprint.prefix());
         self.changes.note(Change::new(fingerprint.prefix(), true));
         let mut same = 0;
-        for entry in shard.iter_hash(spread(tag)).filter(|entry| entry.tag == tag) {
+        for entry in shard.entries.iter_hash(spread(tag)).filter(|entry| entry.tag == tag) {
             if entry.map == place.map.0 && entry.page == place.page {
                 return;
             }
@@ -106,37 +116,43 @@ impl ContentIndex {
         }
         if same >= SAME_TAG {
             self.left_out.fetch_add(1, Relaxed);
+            shard.crowded.insert(tag);
             return;
         }
         let entry = Entry { tag, map: place.map.0, page: place.page };
-        shard.insert_unique(spread(tag), entry, |entry| spread(entry.tag));
+        shard.entries.insert_unique(spread(tag), entry, |entry| spread(entry.tag));
     }
 
     /// Says that a place no longer holds `fingerprint`.
     pub fn remove(&self, fingerprint: &Fingerprint, place: Place) {
         let (mut shard, tag) = self.shard(fingerprint.prefix());
         let same = |entry: &Entry| (entry.tag, entry.map, entry.page) == (tag, place.map.0, place.page);
-        if let Ok(entry) = shard.find_entry(spread(tag), same) {
+        if let Ok(entry) = shard.entries.find_entry(spread(tag), same) {
             hash_table::OccupiedEntry::remove(entry);
-            if shard.find(spread(tag), |entry| entry.tag == tag).is_none() {
+            if shard.entries.find(spread(tag), |entry| entry.tag == tag).is_none() {
+                shard.crowded.remove(&tag);
                 self.changes.note(Change::new(fingerprint.prefix(), false));
             }
         }
     }
 
-    /// Appends the places that probably hold a fingerprint with this [prefix](Fingerprint::prefix): check each in its map.
-    pub fn candidates(&self, prefix: u64, places: &mut Vec<Place>) {
+    /// Appends the places that probably hold a fingerprint with this [prefix](Fingerprint::prefix): check each in its map. Returns whether there may be places that
+    /// were left out.
+    pub fn candidates(&self, prefix: u64, places: &mut Vec<Place>) -> bool {
         let (shard, tag) = self.shard(prefix);
-        let same = shard.iter_hash(spread(tag)).filter(|entry| entry.tag == tag);
+        let same = shard.entries.iter_hash(spread(tag)).filter(|entry| entry.tag == tag);
         places.extend(same.map(|entry| Place { map: MapId(entry.map), page: entry.page }));
+        shard.crowded.contains(&tag)
     }
 
     /// Forgets every place of a map.
     pub fn forget(&self, map: MapId) {
         for shard in &self.shards {
             let mut shard = lock(shard);
-            shard.retain(|entry| entry.map != map.0);
-            shard.shrink_to_fit(|entry| spread(entry.tag));
+            let Shard { entries, crowded } = &mut *shard;
+            entries.retain(|entry| entry.map != map.0);
+            entries.shrink_to_fit(|entry| spread(entry.tag));
+            crowded.retain(|tag| entries.find(spread(*tag), |entry| entry.tag == *tag).is_some());
         }
     }
 
@@ -146,13 +162,13 @@ impl ContentIndex {
         let mut statistics = IndexStatistics { left_out: self.left_out.load(Relaxed), ..Default::default() };
         for shard in &self.shards {
             let shard = lock(shard);
-            statistics.entries += shard.len() as u64;
-            statistics.bytes += shard.allocation_size() as u64;
+            statistics.entries += shard.entries.len() as u64;
+            statistics.bytes += shard.entries.allocation_size() as u64;
         }
         statistics
     }
 
-    fn shard(&self, prefix: u64) -> (MutexGuard<'_, HashTable<Entry>>, u32) {
+    fn shard(&self, prefix: u64) -> (MutexGuard<'_, Shard>, u32) {
         // Changes are told without the lowest bit.
         let mixed = (prefix & !1).wrapping_mul(self.multiplier);
         let (tag, shard) = ((mixed >> 32) as u32, (mixed as u32 >> 8) as usize % SHARDS);
@@ -217,8 +233,16 @@ mod tests {
         for page in 0..100_000 {
             index.insert(&print(1), Place { map: MapId(0), page });
         }
+        // As long as any of them is left it is known that there were more.
+        let mut places = Vec::new();
+        for page in 0..SAME_TAG as u32 - 1 {
+            index.remove(&print(1), Place { map: MapId(0), page });
+            assert!(index.candidates(print(1).prefix(), &mut places));
+        }
+        index.remove(&print(1), Place { map: MapId(0), page: SAME_TAG as u32 - 1 });
+        assert!(!index.candidates(print(1).prefix(), &mut places));
         let statistics = index.statistics();
-        assert_eq!(statistics.entries, SAME_TAG as u64);
+        assert_eq!(statistics.entries, 0);
         assert_eq!(statistics.left_out, 100_000 - SAME_TAG as u64);
     }
 }

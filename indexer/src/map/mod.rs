@@ -43,7 +43,6 @@ pub(crate) use cell::monotonic_seconds;
 use chunk::{Chunk, Publication};
 pub use chunk::{Content, PageView};
 use counts::Counts;
-pub(crate) use index::SAME_TAG;
 pub use index::{ContentIndex, IndexStatistics, MapId, Place};
 pub use layout::{Layout, LayoutRegion};
 pub use snapshot::MapSnapshot;

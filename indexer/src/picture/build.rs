@@ -11,14 +11,16 @@ use memdex_wire::{
 
 use super::Picture;
 
-/// Keys that are sorted at once: 64 MiB of them.
+/// Keys that are sorted at once, if pages differ: 64 MiB of them, and never more than twice that.
 const PASS: u64 = 8 << 20;
 /// Contents in a bucket, at most if all pages differ, and at least half as many.
-const IN_BUCKET: u64 = 32;
+pub(super) const IN_BUCKET: u64 = 32;
+/// Contents that there is room for at least: a host on which nothing runs yet soon holds more.
+const FEW: u64 = 1 << 20;
 
 /// The picture of up to `pages` contents, with keys of its own. `each` calls with every fingerprint that is held, as often as it likes.
 pub fn build(multiplier: u64, pages: u64, each: impl Fn(&mut dyn FnMut(&Fingerprint))) -> Picture {
-    let bits = pages.div_ceil(IN_BUCKET).next_power_of_two().trailing_zeros().clamp(4, MAX_BITS);
+    let bits = pages.max(FEW).div_ceil(IN_BUCKET).next_power_of_two().trailing_zeros().clamp(4, MAX_BITS);
     let Ok(keys) = Keys::new(multiplier | 1, bits) else { unreachable!("odd, and as many bits as may be") };
     let passes = pages.div_ceil(PASS).max(1);
     let mut picture = Picture::begin(keys);
@@ -31,6 +33,11 @@ pub fn build(multiplier: u64, pages: u64, each: impl Fn(&mut dyn FnMut(&Fingerpr
             let key = keys.key(fingerprint.prefix());
             if buckets.contains(&Keys::split(key).0) {
                 all.push(key);
+                // However often there is the same.
+                if all.len() as u64 >= 2 * PASS {
+                    all.sort_unstable();
+                    all.dedup();
+                }
             }
         });
         all.sort_unstable();

@@ -3,6 +3,12 @@
 //! Owns a bit for each page (the peer holds what the page was last seen to hold) and the count of those that are current. It is brought up to date in steps that
 //! cost what has changed: chunks of the map in which something is new, and pages whose content has come to the peer or gone there.
 
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use memdex_wire::Fingerprint;
 use roaring::RoaringBitmap;
 
 use super::Picture;
@@ -28,13 +34,22 @@ pub struct Known {
     total: u64,
     /// Pages whose content has come to the peer or gone there.
     again: RoaringBitmap,
+    /// Contents that have, of more pages than the reverse index names; and when they were last searched for.
+    crowds: HashSet<u64>,
+    searched: Option<Instant>,
 }
+
+/// Contents that are searched for together.
+const CROWDS: usize = 4096;
+/// Shortest time between two searches: each walks through the whole map.
+const SEARCH: Duration = Duration::from_secs(2);
 
 impl Known {
     /// The peer's picture is another one, or changed in ways that are not told page by page: every page is looked at again.
     pub fn start_over(&mut self) {
         self.as_of = Generation(0);
         self.again.clear();
+        self.crowds.clear();
     }
 
     /// The peer's picture has changed for what this page holds.
@@ -42,10 +57,26 @@ impl Known {
         self.again.insert(page);
     }
 
+    /// The peer's picture has changed for all pages with a fingerprint of this prefix (without its lowest bit), which the reverse index does not name.
+    pub fn look_for(&mut self, prefix: u64) {
+        if self.crowds.len() >= CROWDS {
+            self.start_over();
+        } else if self.as_of > Generation(0) {
+            self.crowds.insert(prefix);
+        }
+    }
+
     /// Whether there is nothing to be seen in the map.
     #[must_use]
     pub fn up_to_date(&self, map: &PageMap) -> bool {
-        self.as_of == map.generation() && self.again.is_empty() && self.layout_since == map.layout_since()
+        self.as_of == map.generation()
+            && self.again.is_empty()
+            && !self.may_search()
+            && self.layout_since == map.layout_since()
+    }
+
+    fn may_search(&self) -> bool {
+        !self.crowds.is_empty() && self.searched.is_none_or(|last| last.elapsed() >= SEARCH)
     }
 
     /// Takes in what is new in the map and in the picture. From here on [`Known::matched`] speaks of `map`.
@@ -58,6 +89,12 @@ impl Known {
                 matched: vec![0; chunks],
                 ..Self::default()
             };
+        }
+        if self.may_search() {
+            let crowds = std::mem::take(&mut self.crowds);
+            let of_these = |(_, content): &(u32, Fingerprint)| crowds.contains(&(content.prefix() & !1));
+            self.again.extend(map.fingerprints().filter(of_these).map(|(page, _)| page));
+            self.searched = Some(Instant::now());
         }
         let again = std::mem::take(&mut self.again);
         // The last generation that was seen may not have been at its end: it is seen twice.
@@ -117,7 +154,7 @@ impl Known {
 mod tests {
     use std::{collections::BTreeSet, sync::Arc};
 
-    use memdex_wire::{Fingerprint, page::PageState, picture::Change};
+    use memdex_wire::{page::PageState, picture::Change};
     use proptest::prelude::*;
 
     use super::*;
@@ -190,6 +227,12 @@ mod tests {
                     Step::Peer(n, come) => {
                         if come { peer.insert(n); } else { peer.remove(&n); }
                         picture.apply(Change::new(print(n).prefix(), come));
+                        if n % 3 == 0 {
+                            // As if the index did not name them all.
+                            known.searched = None;
+                            known.look_for(print(n).prefix() & !1);
+                            continue;
+                        }
                         for page in 0..map.pages() {
                             if map.page(page).fingerprint == Some(print(n)) { known.look_again(page); }
                         }

@@ -89,13 +89,6 @@ impl ChangeLog {
         self.listened.load(Relaxed)
     }
 
-    /// Something has changed that cannot be told in changes: all listeners need a new picture.
-    pub fn start_over(&self) {
-        let mut state = self.lock();
-        state.changes.clear();
-        state.next += 1;
-    }
-
     /// Begins to listen.
     pub(crate) fn listen(self: &std::sync::Arc<Self>) -> Listening {
         let mut state = self.lock();
@@ -160,8 +153,6 @@ mod tests {
         assert_eq!(log.since(after), Ok((after, Vec::new())));
         assert_eq!(log.since(Position { epoch: 8, ..after }), Err(Lost));
         assert_eq!(log.since(Position { sequence: after.sequence + 1, ..after }), Err(Lost));
-        log.start_over();
-        assert_eq!(log.since(after), Err(Lost));
         // Once nobody has listened for long, changes go unnoted, and no position from before is good.
         let late = log.position();
         drop(listening);

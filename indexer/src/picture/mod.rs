@@ -125,6 +125,12 @@ impl Picture {
         part
     }
 
+    /// Changes that have not been merged yet.
+    #[must_use]
+    pub fn unmerged(&self) -> u64 {
+        self.changed.len() as u64
+    }
+
     /// How keys are made.
     #[must_use]
     pub fn keys(&self) -> Keys {
@@ -164,13 +170,13 @@ impl Picture {
         if bucket.len() <= 64 { bucket.contains(&rest) } else { bucket.binary_search(&rest).is_ok() }
     }
 
-    /// Notes what has come or gone.
-    pub fn apply(&mut self, change: Change) {
+    /// Notes what has come or gone. Returns whether that was not known.
+    pub fn apply(&mut self, change: Change) -> bool {
         let key = self.keys.key(change.prefix());
         if self.stored(key) == change.come() {
-            self.changed.remove(&key);
+            self.changed.remove(&key).is_some()
         } else {
-            self.changed.insert(key, change.come());
+            self.changed.insert(key, change.come()).is_none()
         }
     }
 

@@ -11,13 +11,13 @@ use std::{
 
 use memdex_wire::{
     diff::DiffCounts,
-    picture::{Change, Position},
+    picture::{Change, MAX_CHANGES, Position},
 };
 
-use super::{Picture, known::Known};
+use super::{Picture, build::IN_BUCKET, known::Known};
 use crate::{
     host::Vm,
-    map::{ContentIndex, MapId, MapSnapshot, SAME_TAG},
+    map::{ContentIndex, MapId, MapSnapshot},
 };
 
 /// Longest silence of a peer after which its picture still counts: ten signs of life. Whoever asks then asks the peer itself.
@@ -34,6 +34,21 @@ pub struct PeerPicture {
     most: u64,
     /// Held for microseconds, but for the first look at a VM and for a merge: some tens of milliseconds for each million pages.
     state: Mutex<State>,
+    /// Of the state as it was left last.
+    shown: Mutex<(PeerFigures, Option<Instant>)>,
+}
+
+/// What became of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Applied {
+    /// They are in the picture.
+    Well,
+    /// They are, but the picture has grown far beyond what it was made for, or has had so many changes that what two contents with one tag did to it adds up: a new
+    /// one should be asked for.
+    WornOut,
+    /// The peer holds more than is taken.
+    TooMuch,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +59,8 @@ struct State {
     known: HashMap<MapId, Known>,
     pictures: u64,
     changes: u64,
+    /// Changes applied to this picture.
+    since_picture: u64,
 }
 
 /// What is known without asking.
@@ -92,6 +109,10 @@ impl Pictures {
     }
 }
 
+/// Changes after which a picture is worn out, for each content, and at least.
+const WORN: u64 = 4;
+const FEW_CHANGES: u64 = 1 << 22;
+
 /// Two for the rest of a content, its share of the buckets, and its share of the changes that are not merged yet.
 const BYTES_PER_CONTENT: u64 = 4;
 
@@ -99,7 +120,7 @@ impl PeerPicture {
     /// A peer that has told nothing yet, and is believed up to `most` contents.
     #[must_use]
     pub fn new(most: u64) -> Self {
-        Self { most, state: Mutex::default() }
+        Self { most, state: Mutex::default(), shown: Mutex::default() }
     }
 
     /// Contents that are taken at most.
@@ -118,23 +139,27 @@ impl PeerPicture {
         let mut state = self.lock();
         state.picture = Some(picture.snug());
         state.position = Some(position);
-        state.heard = Some(Instant::now());
+        // As old as it took to make and send: the first changes make it new.
+        state.heard = None;
         state.pictures += 1;
+        state.since_picture = 0;
         state.known.values_mut().for_each(Known::start_over);
+        self.show(&state);
     }
 
     /// Changes have come, or a sign of life.
-    pub fn apply(&self, changes: &[Change], position: Position, index: &ContentIndex) {
+    pub fn apply(&self, changes: &[Change], position: Position, index: &ContentIndex) -> Applied {
         let mut state = self.lock();
-        let State { picture: Some(picture), known, .. } = &mut *state else { return };
+        let State { picture: Some(picture), known, .. } = &mut *state else { return Applied::Well };
         let mut places = Vec::new();
         for change in changes {
-            picture.apply(*change);
+            // Each further place of a content is told too: nothing new.
+            if !picture.apply(*change) {
+                continue;
+            }
             places.clear();
-            index.candidates(change.prefix(), &mut places);
-            // More places than the index names.
-            if places.len() >= SAME_TAG {
-                known.values_mut().for_each(Known::start_over);
+            if index.candidates(change.prefix(), &mut places) {
+                known.values_mut().for_each(|known| known.look_for(change.prefix()));
             }
             for place in &places {
                 if let Some(known) = known.get_mut(&place.map) {
@@ -145,15 +170,34 @@ impl PeerPicture {
         if picture.wants_merge() {
             *picture = picture.merged();
         }
+        let (contents, keys) = (picture.contents() + picture.unmerged(), picture.keys());
         state.changes += changes.len() as u64;
+        state.since_picture += changes.len() as u64;
         state.position = Some(position);
-        state.heard = Some(Instant::now());
+        // With a full frame more is waiting: this is not yet what the peer holds now.
+        if changes.len() < MAX_CHANGES {
+            state.heard = Some(Instant::now());
+        }
+        let applied = if contents > self.most {
+            Applied::TooMuch
+        } else if contents > 2 * u64::from(keys.buckets()) * IN_BUCKET
+            || state.since_picture > (contents * WORN).max(FEW_CHANGES)
+        {
+            // The next picture is made anew.
+            state.position = None;
+            Applied::WornOut
+        } else {
+            Applied::Well
+        };
+        self.show(&state);
+        applied
     }
 
     /// The peer holds more than it may tell, or breaks the rules: what it told counts no more.
     pub(super) fn forget(&self) {
         let mut state = self.lock();
         *state = State { pictures: state.pictures, changes: state.changes, ..State::default() };
+        self.show(&state);
     }
 
     /// What the peer lacks of a VM, if that is known. A VM that is looked at for the first time takes some tenths of a second for each million pages.
@@ -167,10 +211,13 @@ impl PeerPicture {
         let State { picture: Some(picture), known, .. } = &mut *state else { return None };
         let known = known.entry(map).or_default();
         known.catch_up(snapshot, picture);
-        let (counts, matched) = (snapshot.held_counts(), known.matched());
+        // Somebody with a later snapshot may have been here before.
+        let counts = snapshot.held_counts();
+        let matched = known.matched().min(counts.current);
         let zero = counts.absent + counts.zero;
-        let missing = counts.current.saturating_sub(matched);
+        let missing = counts.current - matched;
         let pages = DiffCounts { total: counts.total, zero, matched, missing, stale: counts.stale };
+        self.show(&state);
         Some(KnownDiff { pages, age })
     }
 
@@ -181,19 +228,25 @@ impl PeerPicture {
             || state.known.get(&vm.map_id()).is_some_and(|known| known.up_to_date(&vm.map()))
     }
 
-    /// Figures.
+    /// Figures, without waiting for whoever works on the state.
     #[must_use]
     pub fn figures(&self) -> PeerFigures {
-        let state = self.lock();
+        let (figures, heard) = *self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        PeerFigures { age: heard.map(|heard| heard.elapsed()), ..figures }
+    }
+
+    fn show(&self, state: &State) {
         let picture = state.picture.as_ref();
         let known: u64 = state.known.values().map(Known::bytes).sum();
-        PeerFigures {
+        let figures = PeerFigures {
             contents: picture.map_or(0, Picture::contents),
             bytes: picture.map_or(0, Picture::bytes) + known,
-            age: state.heard.filter(|_| picture.is_some()).map(|heard| heard.elapsed()),
+            age: None,
             pictures: state.pictures,
             changes: state.changes,
-        }
+        };
+        let heard = state.heard.filter(|_| picture.is_some());
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = (figures, heard);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -6,12 +6,15 @@ use std::{sync::Arc, time::Duration};
 
 use memdex_wire::picture::Frame;
 use migrate_client::{Client, ClientError, PictureStream};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Picture,
-    peers::{PeerPicture, Pictures, keep},
+    peers::{Applied, PeerPicture, Pictures, keep},
 };
 use crate::{host::Host, peer::Peers};
 
@@ -29,6 +32,8 @@ enum End {
     Broken(ClientError),
     /// It closed the stream.
     Closed,
+    /// A new picture is needed.
+    WornOut,
     /// It does not keep to the rules.
     Rules(String),
 }
@@ -37,7 +42,17 @@ enum End {
 pub(crate) fn follow(host: &Host, peers: &Peers, stop: &CancellationToken) {
     let pictures = peers.pictures();
     for (name, picture) in pictures.iter() {
-        let Ok(client) = peers.client(name) else { continue };
+        let client = match peers.client(name) {
+            Ok(client) => client,
+            Err(problem) => {
+                tracing::warn!(
+                    peer = name,
+                    reason = problem.detail,
+                    "what this peer holds cannot be followed"
+                );
+                continue;
+            }
+        };
         let (name, picture, host, stop) = (name.to_owned(), Arc::clone(picture), host.clone(), stop.clone());
         tokio::spawn(async move {
             tokio::select! {
@@ -56,7 +71,12 @@ async fn follow_one(name: &str, client: &Client, peer: &Arc<PeerPicture>, host: 
     let mut said = false;
     loop {
         let mut heard = false;
-        let end = match client.picture(peer.position()).await {
+        // Who works on the state may take long.
+        let position = {
+            let peer = Arc::clone(peer);
+            spawn_blocking(move || peer.position()).await.unwrap_or_default()
+        };
+        let end = match client.picture(position).await {
             Ok(stream) => listen(stream, peer, host, &mut heard).await,
             Err(error) => End::Broken(error),
         };
@@ -69,8 +89,14 @@ async fn follow_one(name: &str, client: &Client, peer: &Arc<PeerPicture>, host: 
             }
             End::Broken(error) => (error.to_string(), wait),
             End::Closed => ("it has closed the connection".to_owned(), wait),
+            End::WornOut => {
+                tracing::debug!(peer = name, "asking for a new picture");
+                sleep(FIRST).await;
+                continue;
+            }
             End::Rules(reason) => {
-                peer.forget();
+                let peer = Arc::clone(peer);
+                let _ = spawn_blocking(move || peer.forget()).await;
                 (reason, HOPELESS)
             }
         };
@@ -114,14 +140,22 @@ async fn listen(mut stream: PictureStream, peer: &Arc<PeerPicture>, host: &Host,
                 }
             }
             (Frame::Complete, coming) => match coming.take() {
-                Some((picture, position)) if picture.complete() => peer.replace(picture, position),
+                Some((picture, position)) if picture.complete() => {
+                    let peer = Arc::clone(peer);
+                    if spawn_blocking(move || peer.replace(picture, position)).await.is_err() {
+                        return End::Closed;
+                    }
+                }
                 _ => return End::Rules("it sent a picture that is not complete".to_owned()),
             },
             (Frame::Changes { position, changes }, None) => {
-                let (peer, host) = (Arc::clone(peer), host.clone());
+                let (peer, host, most) = (Arc::clone(peer), host.clone(), peer.most());
                 let apply = move || peer.apply(&changes, position, &host.shared().index);
-                if tokio::task::spawn_blocking(apply).await.is_err() {
-                    return End::Closed;
+                match spawn_blocking(apply).await {
+                    Ok(Applied::Well) => {}
+                    Ok(Applied::WornOut) => return End::WornOut,
+                    Ok(Applied::TooMuch) => return too_much(most),
+                    Err(_) => return End::Closed,
                 }
             }
             (Frame::Part(_), None) | (Frame::Changes { .. }, Some(_)) => {
@@ -147,7 +181,7 @@ async fn keep_all(host: Host, pictures: Arc<Pictures>, stop: CancellationToken) 
             () = stop.cancelled() => return,
         }
         let (host, pictures) = (host.clone(), Arc::clone(&pictures));
-        if tokio::task::spawn_blocking(move || keep(&pictures, &host.vms())).await.is_err() {
+        if spawn_blocking(move || keep(&pictures, &host.vms())).await.is_err() {
             return;
         }
     }

@@ -41,6 +41,8 @@ pub(crate) struct OpenFiles {
     private_memory: bool,
     /// There are more descriptors than were looked at.
     too_many: bool,
+    /// One was there that could not be looked at.
+    unseen: bool,
 }
 
 impl OpenFiles {
@@ -53,9 +55,12 @@ impl OpenFiles {
         let descriptors = dir.numbers("fd", MAX_DESCRIPTORS)?;
         let mut files = Self { too_many: descriptors.len() >= MAX_DESCRIPTORS, ..Self::default() };
         for fd in descriptors {
-            // A descriptor closed since is no error.
-            let Ok(target) = dir.link(&format!("fd/{fd}")) else { continue };
-            files.add(dir, fd, &target, buffer);
+            match dir.link(&format!("fd/{fd}")) {
+                Ok(target) => files.add(dir, fd, &target, buffer),
+                // A descriptor closed since is no error.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(_) => files.unseen = true,
+            }
         }
         Ok(files)
     }
@@ -73,8 +78,13 @@ impl OpenFiles {
             self.private_memory = true;
         } else if writes_by_dma(name) {
             self.dma_device.get_or_insert_with(|| target.to_owned());
-        } else if name.starts_with(b"/") && self.direct_io.is_none() && direct_io(dir, fd, buffer) {
-            self.direct_io = Some(target.to_owned());
+        } else if name.starts_with(b"/") && self.direct_io.is_none() {
+            match direct_io(dir, fd, buffer) {
+                Ok(true) => self.direct_io = Some(target.to_owned()),
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(_) => self.unseen = true,
+            }
         }
     }
 
@@ -113,7 +123,7 @@ pub(crate) fn no_direct_io(process: ProcessId) -> bool {
         let same = dir.stat(&mut buffer)?.start_time == process.start_time;
         Ok::<_, io::Error>((same, OpenFiles::of(&dir, &mut buffer)?))
     };
-    look().is_ok_and(|(same, files)| same && !files.too_many && files.direct_io.is_none())
+    look().is_ok_and(|(same, files)| same && !files.too_many && !files.unseen && files.direct_io.is_none())
 }
 
 /// Descriptors of KVM virtual machines of a process, none if it may not be looked at.
@@ -158,19 +168,17 @@ fn writes_by_dma(name: &[u8]) -> bool {
 }
 
 /// Whether the descriptor is a file or disk opened with `O_DIRECT`.
-fn direct_io(dir: &ProcessDir, fd: u32, buffer: &mut Vec<u8>) -> bool {
-    if dir.read(&format!("fdinfo/{fd}"), MAX_FDINFO, buffer).is_err() {
-        return false;
-    }
+fn direct_io(dir: &ProcessDir, fd: u32, buffer: &mut Vec<u8>) -> io::Result<bool> {
+    dir.read(&format!("fdinfo/{fd}"), MAX_FDINFO, buffer)?;
     let flags = field(buffer, b"flags:").and_then(|text| u32::from_str_radix(text, 8).ok()).unwrap_or(0);
     if flags & libc::O_DIRECT.unsigned_abs() == 0 {
-        return false;
+        return Ok(false);
     }
     // A pipe may have the flag too, and means something else by it.
     let stat = dir.open_target(&format!("fd/{fd}")).ok().and_then(|file| rustix::fs::fstat(file).ok());
-    stat.is_none_or(|stat| {
+    Ok(stat.is_none_or(|stat| {
         matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::BlockDevice)
-    })
+    }))
 }
 
 /// Registered buffers or files of an io_uring.

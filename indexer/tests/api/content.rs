@@ -78,7 +78,9 @@ async fn follow(
 ) -> Position {
     loop {
         let Frame::Changes { position, changes } = frame(stream).await else { panic!("not a change") };
-        changes.iter().for_each(|change| picture.apply(*change));
+        for change in changes {
+            picture.apply(change);
+        }
         if picture.contains(content.prefix()) == come {
             return position;
         }

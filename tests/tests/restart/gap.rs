@@ -27,6 +27,32 @@ fn an_orderly_restart_forgets_nothing_either() {
     judge(&daemon, &after, "after an orderly restart");
 }
 
+/// A VM that was found a moment before the daemon was killed: also what it did first is written down, and no page waits for minutes to be settled.
+#[test]
+fn a_vm_that_was_just_found_is_not_doubted() {
+    let scratch = Scratch::new("just");
+    let mut daemon = Daemon::start(&scratch);
+    for round in 0..8_u64 {
+        let mut guest = Tiny::start(&scratch, &scratch.name(&format!("j{round}")));
+        guest.write(1, 500, 7);
+        let maps = PathBuf::from(format!("{}.maps", daemon.socket().display()));
+        let pid = format!("vm-{}-", guest.pid());
+        let found = || {
+            let mut files = fs::read_dir(&maps).ok()?.flatten();
+            files.find(|file| file.file_name().to_string_lossy().starts_with(&pid))
+        };
+        wait::until("the VM's map", APPEAR, found);
+        // Some of these moments are before the tracker's first tick.
+        std::thread::sleep(Duration::from_millis(round * 6));
+        daemon.kill();
+        drop(daemon);
+        daemon = Daemon::start(&scratch);
+        let vm = settled(&daemon, &guest);
+        assert_eq!((vm.pages.unsettled, vm.pages.stale), (0, 0), "round {round}: {vm:?}");
+        judge(&daemon, &vm, "after the VM had just been found");
+    }
+}
+
 /// What was published right before an orderly end is known to the next daemon however late it comes: a last look has found no direct I/O. With a disk open for
 /// it the same pages are unsettled.
 #[test]

@@ -110,12 +110,12 @@ impl Conversation {
 
     async fn make_ready(&mut self) -> Result<(), Failure> {
         self.session.vm.stand_aside(ASIDE).await.map_err(|error| error.to_string())?;
+        // From now on others find here what is there and what has come. Before anything is in the index: who follows this host goes by both.
+        let source: Arc<Session> = Arc::clone(&self.session);
+        self.session.shared.registry.add_source(source);
         let session = Arc::clone(&self.session);
         let known = blocking(move || session.take_stock()).await?;
         self.filled = true;
-        // From now on others find here what has come.
-        let source: Arc<Session> = Arc::clone(&self.session);
-        self.session.shared.registry.add_source(source);
         let ours = Arc::clone(&self.session);
         *self.incoming.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(ours);
         if known > 0 {
@@ -237,7 +237,12 @@ impl Conversation {
                 waiting.release(Decision::Completed).await;
             }
             Err(why) => {
-                session.shared.registry.remove_source(&session.shared, session.map);
+                let ours = Arc::clone(&session);
+                let forgotten = blocking(move || {
+                    ours.shared.registry.remove_source(&ours.shared, ours.map);
+                    Ok(())
+                });
+                let _ = forgotten.await;
                 let discarded = committed || waiting.has_begun();
                 let waiting = if discarded { waiting.discard().await } else { waiting };
                 if filled {
@@ -264,7 +269,11 @@ async fn until_known(session: Arc<Session>) {
     while session.vm.stopped().is_none() && !known() && begun.elapsed() < READING {
         tokio::time::sleep(LOOK * 10).await;
     }
-    session.shared.registry.remove_source(&session.shared, session.map);
+    let _ = blocking(move || {
+        session.shared.registry.remove_source(&session.shared, session.map);
+        Ok(())
+    })
+    .await;
 }
 
 pub(super) async fn blocking<T: Send + 'static>(

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use memdex_wire::{
     Fingerprint, PAGE_SIZE,
-    transfer::{Name, Namer, ToSource, ZERO},
+    transfer::{DIGEST_PAGES, Name, Namer, ToSource, ZERO},
 };
 use roaring::RoaringBitmap;
 use tokio::{runtime::Handle, sync::Notify};
@@ -77,7 +77,18 @@ impl ContentSource for Session {
     }
 
     fn each_content(&self, each: &mut dyn FnMut(u32, &Fingerprint)) {
-        self.ledger().populated().for_each(|(page, content)| each(page, &content));
+        let pages = self.ledger().pages();
+        let mut piece = Vec::new();
+        // Some at a time: the migration goes on meanwhile.
+        for first in (0..pages).step_by(DIGEST_PAGES) {
+            {
+                let ledger = self.ledger();
+                let contents =
+                    (first..pages.min(first + DIGEST_PAGES as u32)).map(|page| (page, ledger.get(page)));
+                piece.extend(contents.filter(|(_, content)| *content != ZERO));
+            }
+            piece.drain(..).for_each(|(page, content)| each(page, &content));
+        }
     }
 
     fn map_id(&self) -> MapId {

@@ -126,6 +126,7 @@ impl Tracker {
         });
         let layout = Arc::new(Layout::of(&self.descriptor.regions));
         *self.vm.map_mut() = PageMap::on(store, layout);
+        self.note_direct_io();
         self.lay_out(0);
     }
 
@@ -178,14 +179,17 @@ impl Tracker {
             stale = u64::from(map.pages()) - map.inherited_pages(),
             "going on with the map that an earlier daemon left"
         );
-        for (page, fingerprint) in map.fingerprints() {
-            self.shared.index.insert(&fingerprint, Place { map: self.vm.map_id(), page });
-        }
         self.unseen.insert_range(0..map.pages());
         for unreadable in self.regions.iter().filter(|watched| !watched.readable()) {
             self.unseen.remove_range(unreadable.range());
         }
+        // First the map, then the index, as always: see [`crate::picture::log`].
+        let snapshot = map.snapshot();
         *self.vm.map_mut() = map;
+        for (page, fingerprint) in snapshot.fingerprints() {
+            self.shared.index.insert(&fingerprint, Place { map: self.vm.map_id(), page });
+        }
+        drop(snapshot);
         self.watch_marks();
         protocol::renumbered(&self.vm.map(), &mut self.queue, 0);
         // A fault that was taken before the hooks were there may be resolved only now.

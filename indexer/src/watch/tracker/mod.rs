@@ -374,6 +374,8 @@ impl Tracker {
         // Somebody may have mapped the RAM since the last tick; the next daemon has to hear of it.
         self.take_marks();
         self.abandon_jobs(JobError::Gone);
+        // What discovery has found out since counts too.
+        self.tick_unsettled();
         if self.leave_behind() {
             return;
         }
