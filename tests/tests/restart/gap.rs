@@ -33,8 +33,9 @@ fn a_vm_that_was_just_found_is_not_doubted() {
     let scratch = Scratch::new("just");
     let mut daemon = Daemon::start(&scratch);
     for round in 0..8_u64 {
-        let mut guest = Tiny::start(&scratch, &scratch.name(&format!("j{round}")));
-        guest.write(1, 500, 7);
+        let large = tiny::Options { mib: 256, ..tiny::Options::default() };
+        let mut guest = Tiny::start_with(&scratch, &scratch.name(&format!("j{round}")), &large);
+        guest.write(1, 60_000, 7);
         let maps = PathBuf::from(format!("{}.maps", daemon.socket().display()));
         let pid = format!("vm-{}-", guest.pid());
         let found = || {
@@ -42,8 +43,8 @@ fn a_vm_that_was_just_found_is_not_doubted() {
             files.find(|file| file.file_name().to_string_lossy().starts_with(&pid))
         };
         wait::until("the VM's map", APPEAR, found);
-        // Some of these moments are before the tracker's first tick.
-        std::thread::sleep(Duration::from_millis(round * 6));
+        // Some of these moments are when something has been published, and before the tracker's first tick.
+        std::thread::sleep(Duration::from_millis(5 + round * 8));
         daemon.kill();
         drop(daemon);
         daemon = Daemon::start(&scratch);
