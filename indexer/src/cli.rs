@@ -119,7 +119,7 @@ Examples:
       Look at a host's dashboard and /docs: open http://localhost:8080/
 
 Keys of the configuration: listen, include, exclude (lists), hash_threads, tick_ms, audit_percent, settle_seconds,
-guest_budget, witness (list), log, [peer] NAME = \"URL\",
+guest_budget, witness (list), log, peer_picture_mib, [peer] NAME = \"URL\",
 [tls] certificate, key, ca, [migration] at_once, max_bandwidth, keep_mib.
 
 Needs root, or the abilities SYS_PTRACE, SYS_ADMIN, BPF and PERFMON; what is missing is said at the start, and VMs

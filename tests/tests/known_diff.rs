@@ -61,7 +61,7 @@ fn what_a_peer_holds_is_known_before_it_is_asked_for() {
     let mut there = host(&scratch, "there", "b", &[]);
     let here = host(&scratch, "here", "a", &[&format!("there={}", there.tcp_url())]);
     let vm = here.wait_for_vm(guests[0].pid(), APPEAR).0;
-    there.wait_for_vm(guests[1].pid(), APPEAR);
+    let _ = there.wait_for_vm(guests[1].pid(), APPEAR);
     // The program in page 0, and patterns 50,400 to 50,999.
     let diff = known(&here, &vm, 601, 400);
     assert!(diff.picture_age_ms.is_some_and(|age| age <= 10_000), "{diff:?}");
@@ -117,7 +117,7 @@ fn what_a_peer_holds_is_known_before_it_is_asked_for() {
     guest.write(16, 500, 50_100);
     there.kill();
     there.restart(&scratch);
-    there.wait_for_vm(guest.pid(), APPEAR);
+    let _ = there.wait_for_vm(guest.pid(), APPEAR);
     let began = std::time::Instant::now();
     known(&here, &vm, 401, 600);
     eprintln!("told anew {:?} after it was back", began.elapsed());

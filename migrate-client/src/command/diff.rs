@@ -18,7 +18,9 @@ use crate::{
 /// pages already.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  memdex diff vm1 --to tls://host-2.example:7373
+  memdex diff vm1 --to host2                        a peer of the daemon: known before it is asked for
+  memdex diff vm1 --to host2 --ask                  the same, asked now
+  memdex diff vm1 --to tls://host-2.example:7373    any other host: asked
   memdex diff vm1 --to tcp://127.0.0.1:7374 -o json | jq .bytes.missing")]
 pub(super) struct Arguments {
     /// Id, name or pid of the VM.
