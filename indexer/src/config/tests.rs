@@ -41,6 +41,7 @@ fn a_full_file_is_understood() {
         guest_budget = 2.5
         witness = ["ebpf"]
         log = "debug"
+        peer_picture_mib = 64
         [peer]
         host2 = "tls://host2.example:7373"
         [tls]
@@ -56,6 +57,11 @@ fn a_full_file_is_understood() {
     assert!((config.audit_percent - 2.0).abs() < 1e-9);
     assert!((config.guest_budget - 2.5).abs() < 1e-9);
     assert_eq!(config.settle, Duration::from_secs(300));
+    assert_eq!(config.peer_picture_bytes, 64 << 20);
+    assert!(matches!(
+        from_toml("peer_picture_mib = 99999"),
+        Err(ConfigError::Value { setting: "peer_picture_mib", .. })
+    ));
     assert_eq!(config.witnesses, Witnesses { write_protect: false, ebpf: true });
     assert!(config.wants_token());
 }

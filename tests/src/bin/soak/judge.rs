@@ -75,8 +75,8 @@ impl Judge {
                 if let Some(problem) = problem(&record, truth, synced) {
                     let synced = if synced { "after a sync" } else { "without a sync" };
                     tally.wrong(format!(
-                        "{} {synced}: page {} of {}: {problem}",
-                        vm.name, record.page, region.region
+                        "{} {synced}: page {} of {}: {problem} ({} unsettled, {} picked up)",
+                        vm.name, record.page, region.region, vm.pages.unsettled, vm.picked_up
                     ));
                 }
             };
