@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memdex_wire::Fingerprint;
+use memdex_wire::{Fingerprint, page::PageState};
 use roaring::RoaringBitmap;
 
 use super::Picture;
@@ -99,26 +99,41 @@ impl Known {
         let again = std::mem::take(&mut self.again);
         // The last generation that was seen may not have been at its end: it is seen twice.
         for chunk in map.touched_since(self.as_of) {
-            self.look(map, picture, chunk, &again);
+            self.look(map, picture, chunk);
         }
-        let mut last = None;
-        for chunk in again.iter().map(|page| page as usize / CHUNK_PAGES).filter(|chunk| *chunk < chunks) {
-            if last.replace(chunk) != Some(chunk) {
-                self.look(map, picture, chunk, &again);
-            }
+        // By now what is counted of each chunk is what this map says.
+        for page in again.iter().take_while(|page| *page < map.pages()) {
+            self.look_at(map, picture, page);
         }
         self.as_of = map.generation();
     }
 
-    /// Looks at one chunk.
-    fn look(&mut self, map: &PageMap, picture: &Picture, chunk: usize, again: &RoaringBitmap) {
-        let mut matched = 0;
-        if let Some(mut pages) = map.bits(chunk, self.as_of) {
-            let first = (chunk * CHUNK_PAGES) as u32;
-            for page in again.range(first..first + CHUNK_PAGES as u32) {
-                let index = (page - first) as usize;
-                pages.changed[index / 64] |= 1 << (index % 64);
+    /// Looks at one page of a chunk that has been looked at.
+    fn look_at(&mut self, map: &PageMap, picture: &Picture, page: u32) {
+        let view = map.page(page);
+        let held = view.fingerprint.is_some_and(|content| picture.contains(content.prefix()));
+        let (word, bit) = (page as usize / 64, 1_u64 << (page % 64));
+        if held == (self.held[word] & bit != 0) {
+            return;
+        }
+        self.held[word] ^= bit;
+        if view.held == PageState::Current {
+            let matched = &mut self.matched[page as usize / CHUNK_PAGES];
+            if held {
+                *matched += 1;
+                self.total += 1;
+            } else {
+                *matched -= 1;
+                self.total -= 1;
             }
+        }
+    }
+
+    /// Looks at one chunk.
+    fn look(&mut self, map: &PageMap, picture: &Picture, chunk: usize) {
+        let mut matched = 0;
+        if let Some(pages) = map.bits(chunk, self.as_of) {
+            let first = (chunk * CHUNK_PAGES) as u32;
             for (word, held) in self.held[chunk * WORDS..(chunk + 1) * WORDS].iter_mut().enumerate() {
                 *held &= !pages.changed[word];
                 let mut ask = pages.changed[word] & pages.known[word];
@@ -154,7 +169,7 @@ impl Known {
 mod tests {
     use std::{collections::BTreeSet, sync::Arc};
 
-    use memdex_wire::{page::PageState, picture::Change};
+    use memdex_wire::picture::Change;
     use proptest::prelude::*;
 
     use super::*;
