@@ -74,7 +74,9 @@ impl Registry {
     /// From now on it may not.
     pub(crate) fn remove_source(&self, shared: &Shared, map: MapId) {
         let source = self.by_map.write().unwrap_or_else(PoisonError::into_inner).remove(&map);
-        if let Some(source) = source.filter(|_| shared.index.changes().listened()) {
+        // When the daemon ends there is nobody to tell, and no time.
+        let told = shared.index.changes().listened() && !shared.ending();
+        if let Some(source) = source.filter(|_| told) {
             // Those who follow what this host holds are told of what nobody else holds. If that is more than is kept for them, they take a new picture.
             source.each_content(&mut |page, fingerprint| {
                 shared.index.remove(fingerprint, Place { map, page });

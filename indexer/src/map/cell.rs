@@ -1,4 +1,4 @@
-//! Where a chunk of a map stands: what it has to write down elsewhere when it changes.
+//! Where a map and its chunks stand: what has to be written down elsewhere when they change.
 
 use std::sync::Arc;
 
@@ -35,6 +35,39 @@ impl<'a> Cell<'a> {
         if let Some(store) = self.store.filter(|_| self.owned) {
             store.set_time(self.chunk, monotonic_seconds());
         }
+    }
+}
+
+/// Where the blocks of a map are.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    pub(super) store: Option<Arc<Store>>,
+    /// False in a copy: it has the blocks, but the file is not about it.
+    pub(super) owned: bool,
+}
+
+impl Shelf {
+    pub(super) fn cell(&self, chunk: usize) -> Cell<'_> {
+        Cell::new(self.store.as_ref(), self.owned, chunk)
+    }
+
+    pub(super) fn written_down(&self) -> Option<&Arc<Store>> {
+        self.store.as_ref().filter(|_| self.owned)
+    }
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        // Before the chunks: they are left to the next daemon, not given back.
+        if let Some(store) = self.written_down() {
+            store.close();
+        }
+    }
+}
+
+impl Clone for Shelf {
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone(), owned: false }
     }
 }
 

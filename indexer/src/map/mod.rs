@@ -38,8 +38,8 @@ use roaring::RoaringBitmap;
 use crate::units::{Generation, PageRange};
 
 pub(crate) use block::{CHUNK_PAGES, PageBits};
-use cell::Cell;
 pub(crate) use cell::monotonic_seconds;
+use cell::{Cell, Shelf};
 use chunk::{Chunk, Publication};
 pub use chunk::{Content, PageView};
 use counts::Counts;
@@ -73,39 +73,6 @@ pub struct PageMap {
     generation: Generation,
     /// Snapshots from before this generation speak of other page numbers.
     layout_since: Generation,
-}
-
-/// Where the blocks of a map are.
-#[derive(Debug)]
-struct Shelf {
-    store: Option<Arc<Store>>,
-    /// False in a copy: it has the blocks, but the file is not about it.
-    owned: bool,
-}
-
-impl Shelf {
-    fn cell(&self, chunk: usize) -> Cell<'_> {
-        Cell::new(self.store.as_ref(), self.owned, chunk)
-    }
-
-    fn written_down(&self) -> Option<&Arc<Store>> {
-        self.store.as_ref().filter(|_| self.owned)
-    }
-}
-
-impl Drop for Shelf {
-    fn drop(&mut self) {
-        // Before the chunks: they are left to the next daemon, not given back.
-        if let Some(store) = self.written_down() {
-            store.close();
-        }
-    }
-}
-
-impl Clone for Shelf {
-    fn clone(&self) -> Self {
-        Self { store: self.store.clone(), owned: false }
-    }
 }
 
 impl PageMap {

@@ -79,7 +79,7 @@ impl Known {
         !self.crowds.is_empty() && self.searched.is_none_or(|last| last.elapsed() >= SEARCH)
     }
 
-    /// Takes in what is new in the map and in the picture. From here on [`Known::matched`] speaks of `map`.
+    /// Takes in what is new in the map and in the picture. From here on [`Known::matched`] speaks of `map`, unless it has spoken of a later one already.
     pub fn catch_up(&mut self, map: &PageMap, picture: &Picture) {
         let chunks = (map.pages() as usize).div_ceil(CHUNK_PAGES);
         if self.layout_since != map.layout_since() || self.matched.len() != chunks {
@@ -89,6 +89,10 @@ impl Known {
                 matched: vec![0; chunks],
                 ..Self::default()
             };
+        }
+        // Somebody with a later snapshot was faster: what is counted is of that, and must not be mixed with this one.
+        if map.generation() < self.as_of {
+            return;
         }
         if self.may_search() {
             let crowds = std::mem::take(&mut self.crowds);
@@ -191,6 +195,9 @@ mod tests {
         NewPicture(BTreeSet<u8>),
         Relayout(u32, u32),
         CatchUp,
+        Snapshot,
+        /// With the last snapshot: somebody was slower.
+        Late,
     }
 
     fn steps() -> impl Strategy<Value = Step> {
@@ -203,6 +210,8 @@ mod tests {
             1 => prop::collection::btree_set(1..12_u8, 0..12).prop_map(Step::NewPicture),
             1 => (1..PAGES, 0..PAGES).prop_map(|(pages, keep)| Step::Relayout(pages, keep)),
             4 => Just(Step::CatchUp),
+            2 => Just(Step::Snapshot),
+            2 => Just(Step::Late),
         ]
     }
 
@@ -222,6 +231,7 @@ mod tests {
             };
             let mut picture = picture_of(&peer);
             let mut known = Known::default();
+            let mut earlier = map.snapshot();
             for step in steps.into_iter().chain([Step::CatchUp]) {
                 match step {
                     Step::Publish(first, contents) => {
@@ -259,6 +269,11 @@ mod tests {
                         known.start_over();
                     }
                     Step::Relayout(pages, keep) => drop(map.relayout(of(pages), keep)),
+                    Step::Snapshot => earlier = map.snapshot(),
+                    Step::Late => {
+                        known.catch_up(&earlier, &picture);
+                        prop_assert!(known.matched() <= u64::from(PAGES));
+                    }
                     Step::CatchUp => {
                         known.catch_up(&map, &picture);
                         prop_assert!(known.up_to_date(&map));
@@ -272,5 +287,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_slower_reader_with_an_older_snapshot_does_not_mix_the_two() {
+        let mut map = PageMap::new(of(PAGES));
+        let content = [Some(Content::Fingerprint(print(1)))];
+        map.publish(map.next_generation(), true, 0, &content, &mut Vec::new());
+        let mut picture = super::super::tests::picture([print(1).prefix()]);
+        let mut known = Known::default();
+        let earlier = map.snapshot();
+        map.mark_stale(std::slice::from_ref(&(0..1)));
+        known.catch_up(&map, &picture);
+        assert_eq!(known.matched(), 0);
+        // The content goes from the peer: in the earlier snapshot the page was current, and was never counted.
+        picture.apply(Change::new(print(1).prefix(), false));
+        known.look_again(0);
+        known.catch_up(&earlier, &picture);
+        assert_eq!(known.matched(), 0);
+        map.publish(map.next_generation(), true, 0, &content, &mut Vec::new());
+        known.catch_up(&map, &picture);
+        assert_eq!(known.matched(), 0, "what was to be looked at again was not forgotten");
     }
 }

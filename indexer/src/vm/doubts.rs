@@ -70,8 +70,11 @@ impl OpenFiles {
         if name == KVM_VM {
             self.kvm_vms.push(fd);
         } else if name.starts_with(b"anon_inode:[io_uring]") {
-            self.fixed_buffers += registered(dir, fd, b"UserBufs:", buffer);
-            if self.direct_io.is_none() && registered(dir, fd, b"UserFiles:", buffer) > 0 {
+            let (buffers, files) =
+                (registered(dir, fd, b"UserBufs:", buffer), registered(dir, fd, b"UserFiles:", buffer));
+            self.unseen |= buffers.is_none() || files.is_none();
+            self.fixed_buffers += buffers.unwrap_or(0);
+            if self.direct_io.is_none() && files.is_some_and(|files| files > 0) {
                 self.direct_io = Some(target.to_owned());
             }
         } else if name.windows(8).any(|part| part == b"kvm-gmem") && !name.starts_with(b"/memfd:") {
@@ -181,11 +184,11 @@ fn direct_io(dir: &ProcessDir, fd: u32, buffer: &mut Vec<u8>) -> io::Result<bool
     }))
 }
 
-/// Registered buffers or files of an io_uring.
-fn registered(dir: &ProcessDir, fd: u32, what: &[u8], buffer: &mut Vec<u8>) -> u64 {
+/// Registered buffers or files of an io_uring; `None` if it is there and does not say.
+fn registered(dir: &ProcessDir, fd: u32, what: &[u8], buffer: &mut Vec<u8>) -> Option<u64> {
     match dir.read(&format!("fdinfo/{fd}"), MAX_FDINFO, buffer) {
-        Ok(_) => field(buffer, what).and_then(|count| count.parse().ok()).unwrap_or(0),
-        Err(_) => 0,
+        Ok(_) => Some(field(buffer, what).and_then(|count| count.parse().ok()).unwrap_or(0)),
+        Err(error) => (error.kind() == io::ErrorKind::NotFound).then_some(0),
     }
 }
 

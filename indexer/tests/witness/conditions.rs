@@ -14,6 +14,9 @@ use crate::{
 };
 
 /// Allows what the victim's loop takes and kills for everything else, restart_syscall included.
+///
+/// # Safety
+/// The process makes only calls that the filter allows from here on.
 unsafe fn install_filter() -> bool {
     const ALLOWED: [i64; 5] = [
         libc::SYS_nanosleep,
@@ -225,6 +228,9 @@ fn a_zombie_main_thread_is_passed_over() {
 }
 
 /// fork() that blocks the caller, uninterruptibly, until the child has ended.
+///
+/// # Safety
+/// No other thread holds a lock that the child takes: it only sleeps and reads the shared memory.
 unsafe fn blocking_fork(shared: &Shared) {
     let flags = libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the child has a copy of the memory (no CLONE_VM), and the victim's other threads hold no lock that it takes.
