@@ -19,7 +19,7 @@ use indexer::{
     migrate::{MigrationOptions, Migrations, guard},
     peer::Peers,
     vm::filter::NameFilter,
-    watch::{ebpf::HookOptions, tracker::TrackerOptions, userfault::AttachError},
+    watch::{ebpf::HookOptions, inject::apart, tracker::TrackerOptions, userfault::AttachError},
 };
 use migrate_client::Token;
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,6 +39,11 @@ fn main() -> ExitCode {
         let _ = log::start(None);
         return guard::main();
     }
+    if std::env::args_os().nth(1).is_some_and(|role| role == apart::ROLE) {
+        let _ = log::start(None);
+        return apart::main(std::env::args().skip(2));
+    }
+    apart::from_now_on();
     let cli = cli::Cli::parse();
     let (hook_debug, only_detach) = (cli.hook_debug, cli.detach);
     let config = match Config::load(cli.config.clone().as_deref(), cli.overrides()) {

@@ -187,7 +187,7 @@ fn connect_advice(host: &HostUrl, error: &reqwest::Error) -> &'static str {
         }
         (HostUrl::Unix(_), _) => "start memdexd there, or give another --host",
         (HostUrl::Tls(_), _) if causes(error).any(<dyn Error>::is::<rustls::Error>) => {
-            "see whether it speaks TLS and its certificate comes from an authority that is trusted here (--ca FILE)"
+            "see whether it speaks TLS and its certificate comes from an authority that is trusted here (--ca FILE of the command, ca under [tls] of a daemon)"
         }
         _ => "see whether memdexd listens there and no firewall is between",
     }

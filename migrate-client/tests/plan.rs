@@ -19,6 +19,14 @@ fn a_dry_run_shows_every_check() {
     {
         assert!(out.contains(word), "{word}: {out}");
     }
+    let (code, _, talk) =
+        run(&host.unix, &["migrate", "vm1", "--to", "host-2", "--dry-run", "--downtime", "41ms"]);
+    assert!(
+        code == 0 && talk.contains("will probably not converge") && talk.contains("--downtime"),
+        "{talk}"
+    );
+    let (code, _, talk) = run(&host.unix, &["migrate", "vm1", "--to", "host-2", "--dry-run"]);
+    assert!(code == 0 && !talk.contains("converge"), "{talk}");
     for format in ["table", "json"] {
         let (code, out, error) =
             run(&host.unix, &["migrate", "vm1", "--to", "impossible", "--dry-run", "-o", format]);

@@ -225,16 +225,7 @@ fn ptrace(request: libc::c_uint, tid: i32, address: usize, data: usize) -> io::R
 /// Blocks every signal in the calling thread and gives it an ordinary scheduling class with the highest priority it may
 /// have. For a thread that ends soon: nothing is put back.
 pub(super) fn prepare_this_thread() -> io::Result<()> {
-    // SAFETY: all-zero bits are a valid `sigset_t`; `sigfillset` overwrites it.
-    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `all` is valid, the old mask isn't asked for.
-    let failed = unsafe {
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut())
-    };
-    if failed != 0 {
-        return Err(io::Error::from_raw_os_error(failed));
-    }
+    block_signals()?;
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: plain calls on the calling thread (id 0). The daemon's workers run at low priority and threads inherit
     // that; a VMM must not stand still because this one waits for a processor. Failing is no obstacle.
@@ -243,6 +234,18 @@ pub(super) fn prepare_this_thread() -> io::Result<()> {
         libc::setpriority(libc::PRIO_PROCESS, 0, -20);
     }
     Ok(())
+}
+
+/// Blocks every signal in the calling thread, and in those that it will start.
+pub(super) fn block_signals() -> io::Result<()> {
+    // SAFETY: all-zero bits are a valid `sigset_t`; `sigfillset` overwrites it.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `all` is valid, the old mask isn't asked for.
+    let failed = unsafe {
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut())
+    };
+    if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
 }
 
 /// Sends a signal to a process.

@@ -35,6 +35,8 @@ const fn delay(heat: u8) -> usize {
 #[derive(Debug, Clone)]
 pub(super) struct Queue {
     awaited: [RoaringBitmap; 2],
+    /// Pages of which a discard was seen in this rotation and in the one before. Nothing is decided by it.
+    thrown_away: [RoaringBitmap; 2],
     discarding: RoaringBitmap,
     ready: RoaringBitmap,
     unarmed: RoaringBitmap,
@@ -50,6 +52,7 @@ impl Queue {
     pub(super) fn new() -> Self {
         Self {
             awaited: Default::default(),
+            thrown_away: Default::default(),
             discarding: RoaringBitmap::new(),
             ready: RoaringBitmap::new(),
             unarmed: RoaringBitmap::new(),
@@ -69,17 +72,19 @@ impl Queue {
     }
 
     /// About a second has passed: what was awaited all through the last rotation is ready, heat cools down. Returns what was awaited in
-    /// vain: it was marked, and no scan saw it written.
+    /// vain: it was marked, and no scan saw it written, nor was it thrown away: what is written and thrown away between two scans is seen by none.
     pub(super) fn rotate(&mut self) -> RoaringBitmap {
         let old = std::mem::take(&mut self.awaited[1]);
         self.awaited[1] = std::mem::take(&mut self.awaited[0]);
         self.ready |= &old;
+        let unanswered = (old - &self.thrown_away[0]) - &self.thrown_away[1];
+        self.thrown_away[1] = std::mem::take(&mut self.thrown_away[0]);
         self.recent[1] = std::mem::take(&mut self.recent[0]);
         if self.heat.len() > 4096 {
             let delayed = self.wheel.iter().fold(self.held.all(), |all, slot| all | slot);
             self.heat.retain(|page, _| self.recent[1].contains(*page) || delayed.contains(*page));
         }
-        old
+        unanswered
     }
 
     /// eBPF says that these are about to be written.
@@ -89,6 +94,7 @@ impl Queue {
 
     /// A discard of these was seen entering.
     pub(super) fn discarding(&mut self, run: Range<u32>) {
+        self.thrown_away[0].insert_range(run.clone());
         self.discarding.insert_range(run);
     }
 
@@ -228,7 +234,12 @@ impl Queue {
 
     /// Forgets all pages from this one on: they are numbered anew.
     pub(super) fn forget_from(&mut self, page: u32) {
-        let sets = self.awaited.iter_mut().chain(&mut self.recent).chain(&mut self.wheel);
+        let sets = self
+            .awaited
+            .iter_mut()
+            .chain(&mut self.thrown_away)
+            .chain(&mut self.recent)
+            .chain(&mut self.wheel);
         for set in sets.chain([&mut self.discarding, &mut self.ready, &mut self.unarmed]) {
             set.remove_range(page..);
         }

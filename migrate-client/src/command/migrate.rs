@@ -63,7 +63,7 @@ pub(super) struct Arguments {
     /// Id, name or pid of the VM that waits there (-incoming defer); by default the name of VM.
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     dest_vm: Option<String>,
-    /// Most bytes a second on the wire; K, M and G are thousands: 125M is 1 Gbit/s. By default no limit.
+    /// Most bytes a second on the wire; K, M and G are thousands: 125M is 1 Gbit/s. At least 100K; by default no limit.
     #[arg(long, value_name = "BYTES/S", value_parser = values::bandwidth)]
     max_bandwidth: Option<u64>,
     /// For how long the guest may stand still at the end, such as 50ms or 1s; by default 50ms.

@@ -147,6 +147,9 @@ enum Failure {
     /// The work was done, and its result is bad news.
     #[error("{0}")]
     Failed(String),
+    /// What was named is not there.
+    #[error("{0}")]
+    NotFound(String),
     #[error("{0}")]
     Usage(String),
     #[error("interrupted")]
@@ -162,6 +165,7 @@ impl Failure {
             Self::Client(error) if error.is_conflict() => 5,
             Self::Client(_) | Self::Output(_) | Self::Failed(_) => 1,
             Self::Usage(_) => 2,
+            Self::NotFound(_) => 3,
             Self::Interrupted => 130,
         }
     }

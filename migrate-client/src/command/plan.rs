@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::{
     Context, Failure,
-    migrate::cost::{ADVISORY, why_not},
+    migrate::cost::{ADVISORY, too_long, why_not},
     values,
 };
 use crate::{
@@ -29,7 +29,7 @@ const AT_ONCE: usize = 4;
 const MOST: usize = 10_000;
 
 /// Asks for each VM what it would cost to move it to each of the hosts, and whether it could move now; nothing moves.
-/// For each VM the host that needs the fewest bytes on the wire comes first. Exit 1 if a plan cannot be made at all.
+/// For each VM the host that needs the fewest bytes on the wire comes first. Exit 1 if a plan cannot be made at all, 3 if the host has none of the VMs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   memdex plan --to tls://host-2.example:7373     every VM of this host
@@ -44,7 +44,7 @@ pub(super) struct Arguments {
     /// knows. May be given several times.
     #[arg(long, value_name = "URL", value_parser = values::host, required = true)]
     to: Vec<String>,
-    /// Most bytes a second on the wire, as in `memdex migrate`.
+    /// Most bytes a second on the wire (at least 100K), as in `memdex migrate`.
     #[arg(long, value_name = "BYTES/S", value_parser = values::bandwidth)]
     max_bandwidth: Option<u64>,
 }
@@ -70,6 +70,13 @@ struct Trouble {
 }
 
 impl Row {
+    fn trouble(&self) -> Option<&Trouble> {
+        match self {
+            Self::Plan(_) => None,
+            Self::Error(trouble) => Some(trouble),
+        }
+    }
+
     /// Possible ones first, cheapest first; errors last.
     fn rank(&self) -> (u8, u64) {
         match self {
@@ -112,13 +119,23 @@ pub(super) async fn run(mut context: Context, arguments: Arguments) -> Result<()
             if rows.iter().any(advisory) {
                 say(&format!("* {ADVISORY}"));
             }
+            for row in &rows {
+                if let Row::Plan(plan) = row
+                    && let Some(warning) = too_long(plan, None)
+                {
+                    say(&format!("to {}: {warning}", told(&plan.to)));
+                }
+            }
         }
     }
     context.output.flush()?;
-    match rows.iter().filter(|row| matches!(row, Row::Error(_))).count() {
-        0 => Ok(()),
-        count => Err(Failure::Failed(format!("{count} of {pairs} plans could not be made"))),
+    let troubles: Vec<_> = rows.iter().filter_map(Row::trouble).collect();
+    if troubles.is_empty() {
+        return Ok(());
     }
+    let sentence = format!("{} of {pairs} plans could not be made", troubles.len());
+    let none_there = troubles.len() == pairs && troubles.iter().all(|row| row.code == Some(Code::VmNotFound));
+    Err(if none_there { Failure::NotFound(sentence) } else { Failure::Failed(sentence) })
 }
 
 /// All plans, each with the number of its VM. Only if the host that is asked cannot be reached there is none.

@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(500);
 #[command(after_help = "Examples:
   memdex sync vm1                  wait at most 30 s
   memdex sync vm1 --timeout 5m     for a VM that was just found
-  memdex pages vm1 --since $(memdex sync vm1)")]
+  gen=$(memdex sync vm1); sleep 60; memdex pages vm1 --since $gen      what changed within a minute")]
 pub(super) struct Arguments {
     /// Id, name or pid of the VM.
     vm: String,

@@ -26,7 +26,13 @@ use crate::{output::Format, progress::say};
 #[command(after_help = "Examples:
   memdex top
   memdex top -o jsonl | jq -c '{name, stale: .pages.stale, oldest_mark_ms}'
-  memdex top --count 1 | cat                     one look, as lines")]
+  memdex top --count 1 | cat                     one look, as lines
+
+Columns:
+  PAGES        all of its memory as a bar: current, zero, absent (never touched, or given back), stale
+  OLDEST MARK  how long the oldest write that has been noticed has waited to be read
+  CHANGES      generations of the map since the look before
+  MISSED       pages that were found written without an eBPF mark")]
 pub(super) struct Arguments {
     /// Time between two looks, such as 500ms or 5s.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]

@@ -30,6 +30,7 @@ pub struct Qemu {
     process: Process,
     qmp: Qmp,
     serial: PathBuf,
+    errors: PathBuf,
     memdex_monitor: PathBuf,
     ram_file: Option<PathBuf>,
     keep_ram: bool,
@@ -68,8 +69,8 @@ impl Qemu {
             assert!(process.is_running(), "QEMU ended: {}", words());
             Qmp::connect(&paths.monitor)
         });
-        let command::Paths { serial, memdex_monitor, .. } = paths;
-        Self { process, qmp, serial, memdex_monitor, ram_file, keep_ram: options.keep_ram }
+        let command::Paths { serial, errors, memdex_monitor, .. } = paths;
+        Self { process, qmp, serial, errors, memdex_monitor, ram_file, keep_ram: options.keep_ram }
     }
 
     /// Process id.
@@ -99,6 +100,12 @@ impl Qemu {
     pub fn status(&mut self) -> String {
         let answer = self.qmp.run("query-status", &json!({}));
         answer["status"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// What QEMU has printed.
+    #[must_use]
+    pub fn words(&self) -> String {
+        fs::read_to_string(&self.errors).unwrap_or_default()
     }
 
     /// Waits for a state.

@@ -1,6 +1,7 @@
 //! Protects the promise that a new daemon picks up where the old one was, however that ended: what was not written meanwhile is not hashed again,
 //! what was written or thrown away meanwhile is stale, and nothing is ever shown that is not so. And that `memdexd --detach` leaves a VMM as it was found.
 
+mod attaching;
 mod detach;
 mod gap;
 mod kills;

@@ -20,15 +20,19 @@
 //! - A seccomp filter would kill the VMM for a call it doesn't know, so filters are suspended for the stop (kernel
 //!   feature of checkpoint/restore), or nothing is injected.
 //!
-//! What remains: if the daemon dies by SIGKILL between the first change of the registers and the last (some 100 µs, once
-//! in the life of a VMM), the kernel detaches the thread as it is, and it runs on with registers that are not its own:
-//! the VMM crashes. All other ways to end are held off: signals are blocked in the thread that injects, and
-//! [`hold_off`] lets the daemon's shutdown wait.
+//! # On being killed
+//!
+//! If the *tracer* dies by SIGKILL between the first change of the registers and the last (some 100 µs, more on a crowded machine, once in the life of a
+//! VMM), the kernel detaches the thread as it is, and it runs on with registers that are not its own: the VMM crashes. So the daemon, which people and
+//! the kernel do kill, is not the tracer: see [`apart`]. What remains is whoever kills that short-lived process, by its own pid or with
+//! all others of its control group. All other ways to end are held off: signals are blocked there, and [`hold_off`] lets the daemon's shutdown wait.
 
+pub mod apart;
 mod borrowed;
 mod target;
 
 use std::{
+    borrow::Cow,
     fs::File,
     io,
     os::unix::fs::FileExt,
@@ -110,7 +114,7 @@ pub enum InjectError {
     #[error("could not {step} the VMM: {error}; the daemon needs CAP_SYS_PTRACE, run it as root")]
     Io {
         /// What failed, as a verb.
-        step: &'static str,
+        step: Cow<'static, str>,
         /// The system's answer.
         error: io::Error,
     },
@@ -118,7 +122,9 @@ pub enum InjectError {
 
 impl InjectError {
     fn io(step: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |error| if is_gone(&error) { Self::Gone } else { Self::Io { step, error } }
+        move |error| {
+            if is_gone(&error) { Self::Gone } else { Self::Io { step: Cow::Borrowed(step), error } }
+        }
     }
 }
 
@@ -127,6 +133,18 @@ impl InjectError {
 /// # Errors
 /// See [`InjectError`]; the VMM is unharmed in each case.
 pub fn call(process: &Process, call: Call) -> Result<Returned, InjectError> {
+    if !apart::is_wanted() {
+        return call_from_here(process, call);
+    }
+    // The process that injects goes on without us; but who ends in good order hears how it went.
+    let window = hold_off();
+    let result = apart::call(process.id(), call);
+    drop(window);
+    result
+}
+
+/// The same, with a thread of this process as the tracer.
+fn call_from_here(process: &Process, call: Call) -> Result<Returned, InjectError> {
     if elf_class(process)? != ELFCLASS64 {
         return Err(InjectError::Foreign);
     }

@@ -38,6 +38,31 @@ fn a_mark_without_a_write_is_looked_at_in_the_end() {
 }
 
 #[test]
+fn a_page_that_was_written_and_thrown_away_is_looked_at_too_but_no_scan_missed_it() {
+    for (before, between) in [(true, 0), (false, 0), (false, 1)] {
+        let mut queue = Queue::new();
+        if before {
+            queue.discarding(7..8);
+        }
+        queue.marked(7..9);
+        for _ in 0..between {
+            assert!(queue.rotate().is_empty());
+        }
+        queue.discarding(7..8);
+        queue.discards_done();
+        for _ in between..1 {
+            assert!(queue.rotate().is_empty());
+        }
+        assert_eq!(queue.rotate(), set(&[8]));
+        assert_eq!(queue.take(10), set(&[7, 8]));
+        // Only for as long as it is awaited.
+        queue.marked(7..8);
+        queue.rotate();
+        assert_eq!(queue.rotate(), set(&[7]));
+    }
+}
+
+#[test]
 fn a_page_is_not_read_while_it_is_being_discarded() {
     let mut queue = Queue::new();
     queue.discarding(3..5);

@@ -18,6 +18,9 @@ use crate::{
 /// How long the line is waited for: it is an extra.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Time for which a guest may stand still if nobody says otherwise.
+const DOWNTIME_MS: u64 = 50;
+
 /// Said where pages may have changed unseen.
 pub(in crate::command) const ADVISORY: &str = "tracking is advisory: all memory is hashed again while the guest stands still, which takes its time (see `memdex vms`)";
 
@@ -45,6 +48,9 @@ pub(super) async fn dry_run(mut context: Context, request: &MigrationRequest) ->
             if plan.tracking == Tracking::Advisory {
                 say(ADVISORY);
             }
+            if let Some(warning) = too_long(&plan, request.downtime_ms) {
+                say(&warning);
+            }
         }
     }
     context.output.flush()?;
@@ -56,6 +62,22 @@ pub(super) async fn dry_run(mut context: Context, request: &MigrationRequest) ->
             told(&plan.to)
         ))),
     }
+}
+
+/// Said if the guest would have to stand still for longer than it may: then the migration will not end by itself.
+pub(in crate::command) fn too_long(plan: &MigrationPlan, downtime_ms: Option<u64>) -> Option<String> {
+    let downtime_ms = downtime_ms.unwrap_or(DOWNTIME_MS);
+    (plan.expected_blackout_ms > downtime_ms).then(|| {
+        format!(
+            "{} will probably not converge: it writes {}/s, and what would be left at {}/s takes {}, more than the {} it may stand still; \
+             give it more with --downtime or --max-bandwidth, or choose with --on-no-converge what happens then",
+            told(&plan.name),
+            bytes(plan.dirty_rate.saturating_mul(memdex_wire::PAGE_SIZE as u64)),
+            bytes(plan.rate),
+            duration(Duration::from_millis(plan.expected_blackout_ms)),
+            duration(Duration::from_millis(downtime_ms)),
+        )
+    })
 }
 
 /// Why it is not possible; nothing if it is.

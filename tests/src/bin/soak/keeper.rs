@@ -34,9 +34,17 @@ pub(crate) fn keep(world: &World<'_>, kind: Kind, mut random: Random) {
             world.sleep(Duration::from_millis(random.between(10..200)));
             guest.pause();
             let mut tally = look(world, &*guest, &mut judge);
-            guest.resume();
             tally.acts = acts;
+            // A guest whose vCPU KVM has stopped for good was judged like any other, and is replaced. That is said in the report, with its figure.
+            let goes_on = guest.resume();
+            if let Err(words) = &goes_on {
+                tally.given_up += 1;
+                tally.last_words.insert(format!("{kind:?}: {}", words.trim()));
+            }
             world.add(tally);
+            if goes_on.is_err() {
+                break;
+            }
         }
     }
 }

@@ -27,6 +27,9 @@ pub(crate) struct Tally {
     pub(crate) examples: Vec<String>,
     /// Guests started.
     pub(crate) guests: u64,
+    /// Guests that KVM gave up on, and what their VMMs said.
+    pub(crate) given_up: u64,
+    pub(crate) last_words: BTreeSet<String>,
     /// Things done to guests.
     pub(crate) acts: u64,
     /// Daemons that were told to end.
@@ -80,6 +83,12 @@ impl Tally {
                 self.reasons.insert(reason);
             }
         }
+        self.given_up += other.given_up;
+        for words in other.last_words {
+            if self.last_words.len() < EXAMPLES {
+                self.last_words.insert(words);
+            }
+        }
         self.missed = [self.missed[0] + other.missed[0], self.missed[1] + other.missed[1]];
         self.failures.extend(other.failures);
     }
@@ -130,6 +139,8 @@ impl Report {
             "comparisons_of_advisory_vms": self.tally.advisory,
             "advisory_reasons": self.tally.reasons,
             "guests": guests,
+            "guests_that_kvm_gave_up_on": self.tally.given_up,
+            "what_their_vmms_said": self.tally.last_words,
             "acts": acts,
             "daemon": {"stopped": stopped, "killed": killed, "audited": audited, "missed_by_ebpf": missed[0], "missed_by_scan": missed[1]},
             "examples": examples,
@@ -162,6 +173,15 @@ impl fmt::Display for Report {
             "  {comparisons} comparisons of whole maps, {guests} guests, {acts} acts; the daemon ended {} times ({killed} by SIGKILL)",
             stopped + killed
         )?;
+        write!(
+            f,
+            "\n  marks without a write {}, writes without a mark {}",
+            self.tally.missed[1], self.tally.missed[0]
+        )?;
+        if self.tally.given_up > 0 {
+            write!(f, "\n  KVM gave up on {} of the guests", self.tally.given_up)?;
+            self.tally.last_words.iter().try_for_each(|words| write!(f, "\n    {words}"))?;
+        }
         if self.tally.advisory > 0 {
             write!(f, "\n  {} of the comparisons were of VMs called advisory", self.tally.advisory)?;
             self.tally.reasons.iter().try_for_each(|reason| write!(f, "\n    {reason}"))?;

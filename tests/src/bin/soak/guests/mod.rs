@@ -18,7 +18,10 @@ pub(crate) trait Guest {
     /// Stops it: nothing is written from now on.
     fn pause(&mut self);
     /// Lets it go on.
-    fn resume(&mut self);
+    ///
+    /// # Errors
+    /// If KVM has given up on it: it can't, and what the VMM says of that.
+    fn resume(&mut self) -> Result<(), String>;
 }
 
 /// The kinds; one keeper has each.

@@ -94,8 +94,13 @@ impl Guest for QemuGuest {
         self.qemu.pause();
     }
 
-    fn resume(&mut self) {
+    fn resume(&mut self) -> Result<(), String> {
+        // QEMU's name for a vCPU that KVM could not run any further.
+        if self.qemu.status() == "internal-error" {
+            return Err(self.qemu.words());
+        }
         self.qemu.resume();
+        Ok(())
     }
 }
 

@@ -141,7 +141,8 @@ impl Guest for TinyGuest {
         self.tiny.run("pause");
     }
 
-    fn resume(&mut self) {
+    fn resume(&mut self) -> Result<(), String> {
         self.tiny.run("resume");
+        Ok(())
     }
 }
