@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use memdex_wire::{
@@ -54,6 +54,7 @@ pub(super) struct Copier {
     /// Contents that the destination has looked for so far, and those of them that it has asked for.
     looked_for: (usize, usize),
     next: u32,
+    began: Instant,
 }
 
 struct Open {
@@ -93,6 +94,7 @@ impl Copier {
             open: HashMap::new(),
             looked_for: (0, 0),
             next: 0,
+            began: Instant::now(),
         }
     }
 
@@ -107,6 +109,7 @@ impl Copier {
     ) -> Result<(), Stop> {
         let mut left = contents.len();
         self.note_left(left);
+        self.show(left);
         // Several offers even of few pages: the destination works on one while the next is on its way.
         let each = contents.len().div_ceil(4).clamp(OFFER, MAX_OFFER);
         for pages in contents.chunks(if push { MAX_OFFER } else { each }) {
@@ -182,6 +185,17 @@ impl Copier {
         self.streams.left.store(crate::units::bytes((pages as f64 * share) as u64), Relaxed);
     }
 
+    /// Shows how far it is: so many pages the destination has not confirmed yet.
+    fn show(&self, pages: usize) {
+        let (level, wire) = (self.streams.level.load(Relaxed), self.record.wire.load(Relaxed));
+        let rate = wire as f64 / self.began.elapsed().as_secs_f64().max(0.001);
+        self.record.set_progress(|progress| {
+            progress.remaining_bytes = crate::units::bytes(pages as u64);
+            progress.rate = rate as u64;
+            progress.compression_level = level;
+        });
+    }
+
     /// Waits for what the destination says next, and acts on it.
     async fn next_frame(&mut self, left: usize) -> Result<(), Stop> {
         match self.hear_in_time().await? {
@@ -206,11 +220,7 @@ impl Copier {
                 self.record.matched.fetch_add((open.contents - asked) as u64, Relaxed);
                 let waiting: usize = self.open.values().map(|open| open.pages.len()).sum();
                 self.note_left(left + waiting);
-                let level = self.streams.level.load(Relaxed);
-                self.record.set_progress(|progress| {
-                    progress.remaining_bytes = crate::units::bytes((left + waiting) as u64);
-                    progress.compression_level = level;
-                });
+                self.show(left + waiting);
                 Ok(())
             }
             ToSource::DeviceReady if !self.device_ready => {
