@@ -33,7 +33,7 @@ const fn delay(heat: u8) -> usize {
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub(super) struct Queue {
+pub struct Queue {
     awaited: [RoaringBitmap; 2],
     discarding: RoaringBitmap,
     ready: RoaringBitmap,
@@ -46,8 +46,16 @@ pub(super) struct Queue {
     held: Held,
 }
 
+impl Default for Queue {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Queue {
-    pub(super) fn new() -> Self {
+    /// A queue in which nothing waits.
+    #[must_use]
+    pub fn new() -> Self {
         Self {
             awaited: Default::default(),
             discarding: RoaringBitmap::new(),
@@ -83,7 +91,7 @@ impl Queue {
     }
 
     /// eBPF says that these are about to be written.
-    pub(super) fn marked(&mut self, run: Range<u32>) {
+    pub fn marked(&mut self, run: Range<u32>) {
         self.awaited[0].insert_range(run);
     }
 
@@ -117,7 +125,7 @@ impl Queue {
     }
 
     /// A scan has seen these written: read them now, or later if they are hot.
-    pub(super) fn written(&mut self, pages: &RoaringBitmap) {
+    pub fn written(&mut self, pages: &RoaringBitmap) {
         self.awaited[0] -= pages;
         self.awaited[1] -= pages;
         for page in pages {
@@ -179,7 +187,7 @@ impl Queue {
     }
 
     /// These have been read and published.
-    pub(super) fn published(&mut self, run: Range<u32>) {
+    pub fn published(&mut self, run: Range<u32>) {
         self.held.settled(run.clone());
         self.recent[0].insert_range(run);
     }
@@ -188,12 +196,14 @@ impl Queue {
         self.ready.contains(page)
     }
 
-    pub(super) fn has_ready(&self) -> bool {
+    /// Whether any page may be armed and read now.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
     /// Takes up to `most` ready pages, lowest first; fewer if some may not be read yet.
-    pub(super) fn take(&mut self, most: u32) -> RoaringBitmap {
+    pub fn take(&mut self, most: u32) -> RoaringBitmap {
         let batch = match self.ready.select(most) {
             None => std::mem::take(&mut self.ready),
             Some(first_left) => {
