@@ -8,6 +8,7 @@ mod bench;
 mod build_ebpf;
 mod demo;
 mod dist;
+mod instructions;
 mod setup;
 mod soak;
 mod test;
@@ -44,6 +45,7 @@ enum Task {
     Test(test::Arguments),
     VmTest(vm_test::Arguments),
     Bench(bench::Arguments),
+    Instructions(instructions::Arguments),
     Soak(soak::Arguments),
     Dist(dist::Arguments),
 }
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::main(&arguments),
         Task::VmTest(arguments) => vm_test::main(&arguments),
         Task::Bench(arguments) => bench::main(&arguments),
+        Task::Instructions(arguments) => instructions::main(&arguments),
         Task::Soak(arguments) => soak::main(&arguments),
         Task::Dist(arguments) => dist::main(&arguments),
     };

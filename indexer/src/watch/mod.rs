@@ -60,7 +60,7 @@ pub mod process;
 mod protection;
 mod protocol;
 mod ptrace;
-pub(crate) mod queue;
+pub mod queue;
 mod softdirty;
 pub mod tracker;
 pub(crate) mod unsettled;

@@ -33,7 +33,7 @@ const fn delay(heat: u8) -> usize {
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub(super) struct Queue {
+pub struct Queue {
     awaited: [RoaringBitmap; 2],
     /// Pages of which a discard was seen in this rotation and in the one before. Nothing is decided by it.
     thrown_away: [RoaringBitmap; 2],
@@ -48,8 +48,16 @@ pub(super) struct Queue {
     held: Held,
 }
 
+impl Default for Queue {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Queue {
-    pub(super) fn new() -> Self {
+    /// A queue in which nothing waits.
+    #[must_use]
+    pub fn new() -> Self {
         Self {
             awaited: Default::default(),
             thrown_away: Default::default(),
@@ -88,7 +96,7 @@ impl Queue {
     }
 
     /// eBPF says that these are about to be written.
-    pub(super) fn marked(&mut self, run: Range<u32>) {
+    pub fn marked(&mut self, run: Range<u32>) {
         self.awaited[0].insert_range(run);
     }
 
@@ -123,7 +131,7 @@ impl Queue {
     }
 
     /// A scan has seen these written: read them now, or later if they are hot.
-    pub(super) fn written(&mut self, pages: &RoaringBitmap) {
+    pub fn written(&mut self, pages: &RoaringBitmap) {
         self.awaited[0] -= pages;
         self.awaited[1] -= pages;
         for page in pages {
@@ -185,7 +193,7 @@ impl Queue {
     }
 
     /// These have been read and published.
-    pub(super) fn published(&mut self, run: Range<u32>) {
+    pub fn published(&mut self, run: Range<u32>) {
         self.held.settled(run.clone());
         self.recent[0].insert_range(run);
     }
@@ -194,12 +202,14 @@ impl Queue {
         self.ready.contains(page)
     }
 
-    pub(super) fn has_ready(&self) -> bool {
+    /// Whether any page may be armed and read now.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
     /// Takes up to `most` ready pages, lowest first; fewer if some may not be read yet.
-    pub(super) fn take(&mut self, most: u32) -> RoaringBitmap {
+    pub fn take(&mut self, most: u32) -> RoaringBitmap {
         let batch = match self.ready.select(most) {
             None => std::mem::take(&mut self.ready),
             Some(first_left) => {

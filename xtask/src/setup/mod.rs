@@ -39,6 +39,8 @@ pub(crate) enum Scope {
     Build,
     /// Also starting guests.
     Guests,
+    /// Compiling, and counting what is executed.
+    Counting,
 }
 
 pub(crate) fn main(arguments: &Arguments) -> Outcome {
@@ -61,7 +63,7 @@ pub(crate) fn main(arguments: &Arguments) -> Outcome {
 /// Installs what the scope needs. Silent and quick when it is all there.
 pub(crate) fn ensure(scope: Scope) -> Outcome {
     mounts::ensure();
-    if needs::missing(scope).is_empty() && (scope == Scope::Build || image::all_built()) {
+    if needs::missing(scope).is_empty() && (scope != Scope::Guests || image::all_built()) {
         return Ok(());
     }
 

@@ -88,10 +88,19 @@ const GUESTS: &[(Need, Probe)] = &[
     ),
 ];
 
+const COUNTING: &[(Need, Probe)] =
+    &[(Need { what: "valgrind, which counts instructions", packages: &["valgrind"], elsewhere: "" }, || {
+        program("valgrind")
+    })];
+
 /// What the scope needs and the machine lacks.
 pub(super) fn missing(scope: Scope) -> Vec<&'static Need> {
-    let guests = if scope == Scope::Guests { GUESTS } else { &[] };
-    BUILD.iter().chain(guests).filter(|(_, is_there)| !is_there()).map(|(need, _)| need).collect()
+    let more = match scope {
+        Scope::Build => &[],
+        Scope::Guests => GUESTS,
+        Scope::Counting => COUNTING,
+    };
+    BUILD.iter().chain(more).filter(|(_, is_there)| !is_there()).map(|(need, _)| need).collect()
 }
 
 /// One line for each need, with what gives it.
@@ -144,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_need_says_what_gives_it() {
-        for (need, _) in BUILD.iter().chain(GUESTS) {
+        for (need, _) in BUILD.iter().chain(GUESTS).chain(COUNTING) {
             assert!(!need.packages.is_empty(), "{}", need.what);
             let line = list("missing:", &[need]);
             assert_eq!(line.lines().count(), 2);
