@@ -14,12 +14,17 @@ pub(crate) const HASH_THREADS: usize = 1;
 
 /// Starts a daemon that indexes the VMM with this pid.
 pub(crate) fn start(scratch: &Scratch, name: &str, include: &str) -> Daemon {
+    start_with(scratch, name, include, &[])
+}
+
+/// The same with further arguments.
+pub(crate) fn start_with(scratch: &Scratch, name: &str, include: &str, more: &[String]) -> Daemon {
     let arguments = ["--hash-threads".to_owned(), HASH_THREADS.to_string()];
     let options = Options {
         include: vec![include.to_owned()],
         tcp: true,
         token_file: Some(scratch.path("token")),
-        arguments: arguments.to_vec(),
+        arguments: [&arguments, more].concat(),
         ..Options::default()
     };
     Daemon::start_with(scratch, name, &options)
@@ -38,6 +43,23 @@ pub(crate) fn indexed(daemon: &Daemon, pid: u32) -> VmInfo {
         vm(daemon, pid).filter(|vm| vm.indexed.total > 0 && vm.indexed.done == vm.indexed.total)
     });
     vm
+}
+
+/// Waits until no page is stale, of a VM that is left alone.
+pub(crate) fn settled(daemon: &Daemon, pid: u32, bound: Duration) {
+    wait::until("every page to be current", bound, || {
+        daemon.vm_of(pid).filter(|vm| vm.pages.stale == 0).map(drop)
+    });
+}
+
+/// The sum of a figure of `/metrics`.
+pub(crate) fn metric(daemon: &Daemon, name: &str) -> f64 {
+    let text = String::from_utf8_lossy(&daemon.get("/metrics").body).into_owned();
+    let samples = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        rest.starts_with(['{', ' ']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+    });
+    samples.sum()
 }
 
 /// Resident memory of a process in bytes: everything, shared pages too.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use memdex_tests::Scratch;
+use memdex_tests::{Scratch, daemon::Daemon};
 use memdex_wire::page::PageState;
 use migrate_client::{Client, ClientOptions, HostUrl};
 
@@ -40,14 +40,31 @@ fn measure_load(figures: &mut Figures, load: &Load) {
     let scratch = Scratch::new("bench-fresh");
     let mut vmm = Vmm::start(&scratch, "vmm", mib, 0, 1);
     let daemon = daemon::start(&scratch, "daemon", &format!("*-{}", vmm.pid()));
-    let vm = daemon::indexed(&daemon, vmm.pid());
+    daemon::indexed(&daemon, vmm.pid());
     // Pages are quiet when nothing was published for them lately.
     std::thread::sleep(Duration::from_secs(3));
-    let since = daemon::vm(&daemon, vmm.pid()).map_or(vm.generation, |vm| vm.generation);
+    let delays = delays(&daemon, &mut vmm, 1000, count, per_second);
+    let how = format!(
+        "median {:.1} ms, largest {:.1} ms, by HTTP, {count} writes",
+        quantile(&delays, 0.5),
+        quantile(&delays, 1.0)
+    );
+    figures.add(figure, quantile(&delays, 0.99), "ms", Bound::AtMost(250.0), how);
+}
+
+/// Writes to pages at a pace; milliseconds until each is shown with its new content, rising. Infinite: not within the bound.
+pub(crate) fn delays(
+    daemon: &Daemon,
+    vmm: &mut Vmm,
+    first: usize,
+    count: usize,
+    per_second: usize,
+) -> Vec<f64> {
+    let vm = daemon::vm(daemon, vmm.pid()).expect("the daemon watches the VMM");
     let url: HostUrl = daemon.url().parse().expect("the daemon's own URL");
     let (writes, seen) = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(url, &vm.id, since, count));
-        let writes = vmm.write(1000, count, per_second);
+        let watcher = scope.spawn(|| watch(url, &vm.id, vm.generation, count));
+        let writes = vmm.write(first, count, per_second);
         (writes, watcher.join().expect("the watcher does not panic"))
     });
     let mut delays: Vec<f64> = writes
@@ -57,10 +74,12 @@ fn measure_load(figures: &mut Figures, load: &Load) {
         })
         .collect();
     delays.sort_by(f64::total_cmp);
-    let at = |share: f64| delays[((delays.len() - 1) as f64 * share) as usize];
-    let how =
-        format!("median {:.1} ms, largest {:.1} ms, by HTTP, {} writes", at(0.5), at(1.0), delays.len());
-    figures.add(figure, at(0.99), "ms", Bound::AtMost(250.0), how);
+    delays
+}
+
+/// The value that this share of all is below, of values that rise.
+pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
+    values[((values.len() - 1) as f64 * share) as usize]
 }
 
 /// Looks at what changed until every write was seen; when each page was first seen with new content.

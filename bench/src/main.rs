@@ -3,7 +3,9 @@
 //! Owns measuring and printing. Real parts only: the release build of the daemon, a process that holds a KVM VM, a guest
 //! under QEMU. What it prints is what it saw; a figure out of bounds is printed as such, and `--check` makes it an error.
 
+mod bulk;
 mod compare;
+mod curves;
 mod daemon;
 mod diff;
 mod diff_known;
@@ -13,8 +15,10 @@ mod freshness;
 mod guest_cost;
 mod hashing;
 mod idle;
+mod machine;
 mod migration;
 mod plain;
+mod svg;
 mod vmm;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -36,13 +40,13 @@ struct Arguments {
     /// Exit with 1 if a figure is out of bounds
     #[arg(long)]
     check: bool,
-    /// Measure only figures whose name contains this; `migrate_qemu` is QEMU's own migration alone, `migrate_memdex` that of memdex alone
+    /// Measure only figures whose name contains this; `curves` is the cost curves, `migrate_qemu` is QEMU's own migration alone, `migrate_memdex` that of memdex alone
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// How often each kind of migration is measured; the middle one counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=99))]
     rounds: usize,
-    /// Write what was seen of migrations into this folder: migration.md and migration.svg
+    /// Write what was seen of migrations into this folder, migration.md and migration.svg, and cost curves, curves.md and curves.svg
     #[arg(long, value_name = "FOLDER")]
     docs: Option<PathBuf>,
     #[command(subcommand)]
@@ -93,6 +97,9 @@ fn main() -> ExitCode {
     if wanted(&["freshness_p99_ms", "freshness_10k_p99_ms"]) {
         freshness::measure(&mut figures, |name| wanted(&[name]));
     }
+    if wanted(&[bulk::NAME]) {
+        bulk::measure(&mut figures);
+    }
     if wanted(&["diff_cold_1gib_ms"]) {
         diff::measure(&mut figures);
     }
@@ -104,6 +111,10 @@ fn main() -> ExitCode {
     }
     if wanted(&guest_cost::NAMES) {
         guest_cost::measure(&mut figures);
+    }
+    // They are no figures: measured when somebody wants to have them.
+    if wanted(&[curves::NAME]) && (arguments.only.is_some() || arguments.docs.is_some()) {
+        curves::measure(arguments.docs.as_deref());
     }
     if arguments.only.as_deref() == Some("migrate_qemu") {
         migration::measure_qemu(arguments.rounds);

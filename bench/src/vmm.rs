@@ -4,7 +4,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, BufWriter, Write as _},
     os::fd::OwnedFd,
     path::PathBuf,
     process::{ChildStdin, ChildStdout, Stdio},
@@ -40,7 +40,8 @@ pub(crate) struct Arguments {
     times: Option<PathBuf>,
 }
 
-/// The child's side: fills the memory, says `ready`, then obeys lines: `write FIRST COUNT PER_SECOND`.
+/// The child's side: fills the memory, says `ready`, then obeys lines: `write FIRST COUNT PER_SECOND`, with 0 for as fast as it
+/// goes, and then without noting times.
 pub(crate) fn run(arguments: &Arguments) {
     let len = arguments.mib << 20;
     let memory: OwnedFd = memfd_create("bench-ram", MemfdFlags::CLOEXEC).expect("a memfd can be made");
@@ -68,40 +69,55 @@ pub(crate) fn run(arguments: &Arguments) {
     // SAFETY: the slot's memory is the mapping above, which lives as long as the process.
     unsafe { vm.set_user_memory_region(slot) }.expect("KVM takes the memory");
     println!("ready");
-    for line in std::io::stdin().lines() {
+    for (round, line) in std::io::stdin().lines().enumerate() {
         let line = line.expect("stdin can be read");
         let numbers: Vec<usize> =
             line.split(' ').skip(1).map(|word| word.parse().expect("a number")).collect();
         let [first, count, per_second] = numbers[..] else {
             panic!("write FIRST COUNT PER_SECOND, not {line:?}")
         };
-        let times = write_paced(start, first, count, per_second);
-        if let Some(file) = &arguments.times {
-            let mut out = File::create(file).expect("the file can be made");
+        let times = write_paced(start, first, count, per_second, round as u64 + 1);
+        if let Some(file) = arguments.times.as_ref().filter(|_| per_second > 0) {
+            let mut out = BufWriter::new(File::create(file).expect("the file can be made"));
             for (page, nanoseconds) in times {
                 writeln!(out, "{page} {nanoseconds}").expect("the file can be written");
             }
+            out.flush().expect("the file can be written");
         }
         println!("done");
     }
 }
 
-/// Writes one word in each page at a steady pace. Returns when each was written, by the monotonic clock.
-fn write_paced(start: *mut u8, first: usize, count: usize, per_second: usize) -> Vec<(usize, u64)> {
+/// Writes one word in each page at a steady pace, another one in each round. Returns when each was written, by the monotonic clock; nothing
+/// if there is no pace to keep.
+fn write_paced(
+    start: *mut u8,
+    first: usize,
+    count: usize,
+    per_second: usize,
+    round: u64,
+) -> Vec<(usize, u64)> {
     let begun = Instant::now();
-    let mut times = Vec::with_capacity(count);
+    let mut times = Vec::with_capacity(if per_second > 0 { count } else { 0 });
     for i in 0..count {
-        let due = begun + Duration::from_nanos(i as u64 * 1_000_000_000 / per_second as u64);
-        if let Some(wait) = due.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) {
-            thread::sleep(wait);
+        if per_second > 0 {
+            let due = begun + Duration::from_nanos(i as u64 * 1_000_000_000 / per_second as u64);
+            if let Some(wait) = due.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) {
+                thread::sleep(wait);
+            }
         }
         let page = first + i;
         // SAFETY: page `page` lies in the mapping: the bench asks for pages of the VM only. Aligned, and volatile so
         // that the write happens here.
         unsafe {
-            start.add(page * PAGE + 8).cast::<u64>().write_volatile(0x6d65_6d64_6578_0000 + page as u64);
+            start
+                .add(page * PAGE + 8)
+                .cast::<u64>()
+                .write_volatile(round << 48 | 0x6d65_0000_0000 | page as u64);
         };
-        times.push((page, now()));
+        if per_second > 0 {
+            times.push((page, now()));
+        }
     }
     times
 }
@@ -160,6 +176,12 @@ impl Vmm {
             Some((page.parse().ok()?, time.parse().ok()?))
         };
         text.lines().map(|text| line(text).expect("page and time")).collect()
+    }
+
+    /// Writes pages as fast as it goes.
+    pub(crate) fn write_at_once(&mut self, first: usize, count: usize) {
+        writeln!(self.stdin, "write {first} {count} 0").expect("the VMM listens");
+        self.expect("done");
     }
 
     fn expect(&mut self, word: &str) {

@@ -3,6 +3,7 @@
 use std::{fmt::Write, fs, io, path::Path};
 
 use super::{Cap, How, Run};
+use crate::svg::{self, text};
 
 const WIDTH: f64 = 960.0;
 /// Room for the names at the left.
@@ -35,11 +36,7 @@ pub(super) fn write(folder: &Path, runs: &[Run], cap: Cap, about: &str) -> io::R
 
 fn draw(runs: &[&Run], cap: Cap, about: &str) -> String {
     let height = HEAD + ROW * runs.len() as f64 + FOOT;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
-         font-family=\"system-ui, sans-serif\" font-size=\"12\" fill=\"#1f2933\">\n\
-         <rect width=\"100%\" height=\"100%\" rx=\"8\" fill=\"#ffffff\"/>\n"
-    );
+    let mut svg = svg::open(WIDTH, height);
     text(&mut svg, 16.0, 26.0, "font-size=\"15\" font-weight=\"600\"", &format!("Live migration at {cap}"));
     for (row, run) in runs.iter().enumerate() {
         let weight = if is_ours(run) { "font-weight=\"600\"" } else { "" };
@@ -71,9 +68,4 @@ fn is_ours(run: &Run) -> bool {
 
 fn middle(row: usize) -> f64 {
     HEAD + ROW * (row as f64 + 0.5)
-}
-
-fn text(svg: &mut String, x: f64, y: f64, attributes: &str, text: &str) {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" {attributes}>{text}</text>");
 }

@@ -1,10 +1,7 @@
 //! A guest and the QEMU it moves to next. Owns both, and everything that is done before and after what is measured: booting,
 //! a waiting end, the proof that the guest lives.
 
-use std::{
-    fs,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use memdex_tests::{
     Qemu, Scratch,
@@ -12,6 +9,8 @@ use memdex_tests::{
     qemu::{Accelerator, Backend, Checks, Options},
     qmp::Event,
 };
+
+use crate::machine::{cpus, idle};
 
 /// Size of the guest.
 pub(crate) const MIB: u64 = 1024;
@@ -114,18 +113,6 @@ pub(crate) fn settle() -> bool {
         }
     }
     true
-}
-
-fn cpus() -> f64 {
-    std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64)
-}
-
-/// Seconds of CPU, all CPUs together, in which there was nothing to do.
-fn idle() -> f64 {
-    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let all = text.lines().next().unwrap_or_default();
-    let ticks: f64 = all.split_whitespace().nth(4).and_then(|idle| idle.parse().ok()).unwrap_or_default();
-    ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
 /// Time since 1970, as QEMU's events have it.

@@ -5,6 +5,7 @@ use std::{fmt, fs, io, path::Path};
 use memdex_tests::image::QemuVersion;
 
 use super::{Cap, How, Run, qemu_modes::Mode};
+use crate::machine;
 
 /// Rows of a table of runs, each compared with QEMU's pre-copy and with QEMU's fastest mode under the same cap.
 pub(super) struct Table<'a>(pub(super) &'a [Run]);
@@ -78,7 +79,7 @@ touched and all disks are in sync; the daemons' sockets and journals are on a tm
 elsewhere under its load for the time named, and goes back (to the host where the sibling is). *Nothing in common*: no VM runs at the destination, and none ever did.
 After every migration the guest found all of the memory it checks as it should be.
 ",
-        machine(),
+        machine::model(),
         how_often(rounds),
         Table(runs)
     );
@@ -91,12 +92,4 @@ pub(super) fn how_often(rounds: usize) -> String {
         1 => "each of one run".to_owned(),
         _ => format!("the middle of {rounds} runs, taken in turns"),
     }
-}
-
-fn machine() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let model = model.map_or("an unknown CPU", |(_, model)| model.trim());
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{cpus} vCPUs, {model}")
 }
