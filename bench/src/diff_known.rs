@@ -9,7 +9,7 @@ use std::{
 };
 
 use indexer::{
-    map::{Content, ContentIndex, Layout, MapId, PageMap, Place},
+    map::{Content, ContentIndex, Layout, MapId, PageMap},
     picture::{build, peers::PeerPicture},
 };
 use memdex_wire::{
@@ -34,7 +34,7 @@ const CHANGES: [u32; 2] = [1_000, 10_000];
 const ROUNDS: u32 = 6;
 
 /// Contents are numbers: those of the VM below 2³², those of each peer beside them.
-fn content(number: u64) -> Fingerprint {
+pub(crate) fn content(number: u64) -> Fingerprint {
     let mut bytes = [0; Fingerprint::LEN];
     // A mixer as good as a hash where nobody chooses the numbers (splitmix64's).
     let mut x = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -69,11 +69,7 @@ pub(crate) fn measure(figures: &mut Figures) {
         let contents: Vec<_> = numbers.iter().map(|n| Some(Content::Fingerprint(content(*n)))).collect();
         let mut changes = Vec::new();
         map.publish(map.next_generation(), true, first, &contents, &mut changes);
-        for change in changes {
-            let place = Place { map: id, page: change.page };
-            change.before.iter().for_each(|before| index.remove(before, place));
-            change.after.iter().for_each(|after| index.insert(after, place));
-        }
+        index.follow(id, &changes);
     };
     for first in (0..PAGES).step_by(4096) {
         let numbers: Vec<u64> = (first..first + 4096).map(u64::from).collect();

@@ -15,6 +15,7 @@ mod freshness;
 mod guest_cost;
 mod hashing;
 mod idle;
+mod large_host;
 mod machine;
 mod migration;
 mod plain;
@@ -46,7 +47,7 @@ struct Arguments {
     /// How often each kind of migration is measured; the middle one counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=99))]
     rounds: usize,
-    /// Write what was seen of migrations into this folder, migration.md and migration.svg, and cost curves, curves.md and curves.svg
+    /// Write what was seen into this folder: migration.md and .svg of migrations, curves.md and .svg of cost curves, large-host.md of large hosts
     #[arg(long, value_name = "FOLDER")]
     docs: Option<PathBuf>,
     #[command(subcommand)]
@@ -105,6 +106,9 @@ fn main() -> ExitCode {
     }
     if wanted(&diff_known::NAMES) {
         diff_known::measure(&mut figures);
+    }
+    if wanted(&large_host::NAMES) {
+        large_host::measure(&mut figures, arguments.docs.as_deref());
     }
     if wanted(&["idle_core_share"]) {
         idle::measure(&mut figures);

@@ -64,7 +64,7 @@ use super::{
     queue::Queue,
 };
 use crate::{
-    map::{Change, ContentIndex, Layout, MapId, PageMap, Place},
+    map::{Change, ContentIndex, Layout, MapId, PageMap},
     units::Hva,
     vm::descriptor::{Backing, Region},
 };
@@ -184,15 +184,8 @@ impl System {
     }
 
     fn follow(&self, changes: &[Change]) {
-        let Some((index, map)) = &self.index else { return };
-        for change in changes {
-            let place = Place { map: *map, page: change.page };
-            if let Some(before) = &change.before {
-                index.remove(before, place);
-            }
-            if let Some(after) = &change.after {
-                index.insert(after, place);
-            }
+        if let Some((index, map)) = &self.index {
+            index.follow(*map, changes);
         }
     }
 

@@ -11,7 +11,10 @@ use super::{
     world::{Discard, Entry, Event, Page, Writer},
     *,
 };
-use crate::{map::MapSnapshot, units::Generation};
+use crate::{
+    map::{MapSnapshot, Place},
+    units::Generation,
+};
 
 /// Steps in all.
 const STEPS: &str = "MEMDEX_MODEL_STEPS";

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     fingerprint::pool::Pending,
-    map::{Change, Place},
+    map::Change,
     memory::MemoryError,
     units::PageRange,
     watch::{
@@ -234,15 +234,7 @@ impl Tracker {
 
     /// Keeps the reverse index in step with the map.
     pub(super) fn follow(&self, changes: &[Change]) {
-        for change in changes {
-            let place = Place { map: self.vm.map_id(), page: change.page };
-            if let Some(before) = &change.before {
-                self.shared.index.remove(before, place);
-            }
-            if let Some(after) = &change.after {
-                self.shared.index.insert(after, place);
-            }
-        }
+        self.shared.index.follow(self.vm.map_id(), changes);
     }
 
     fn arm(&self, region: usize, pages: &PageRange) -> Result<(), crate::watch::userfault::ArmError> {

@@ -1,0 +1,407 @@
+//! The reverse index: which places of this host hold a given content.
+//!
+//! # A hint that is always checked
+//!
+//! An entry says "map M, page P probably holds content with this tag". Whoever looks something up checks the place in
+//! the map itself: it counts only if that page is `current` there with exactly the fingerprint asked for. So an entry may
+//! be out of date without doing harm, pages that become stale need no work here, and an entry need not hold the fingerprint, which stands in the map.
+//!
+//! # How small an entry is
+//!
+//! A [tag](TAG) has 37 bits. Three of them choose the shard, some thirteen more the bucket, and up to eight more cost about a bit and a half however many they are ([`cell`]); so two bytes of a tag are written down. A place is the
+//! number of a page among all pages of the host ([`places`]): three bytes up to 64 GiB of guests, four up to 16 TiB, five up to 4 PiB, chosen for each cell anew. Cells are as large as what is in them ([`cells`]), and
+//! there are as many as have to be ([`table`]). So an entry takes 5.8 bytes at 4 Mi entries, and about one more where places take four.
+//!
+//! | for 4 Mi entries | bytes each | grows by |
+//! |---|---|---|
+//! | hash table of tag, map and page (twelve bytes) | 14.9–26, 31 after every entry has changed once | doubling: three times the memory for a moment |
+//! | buckets of a cache line, ten entries of six bytes | 7.1 at 90 % load | a bucket, but then those not split yet are twice as full |
+//! | quotient filter, 24 bits of place | 5.7 at 93 % load | doubling |
+//! | **cells of varying size, linear hashing** | **5.8, 6.2 after every entry has changed once** | **a bucket** |
+//!
+//! What it costs is time: a single insertion or look-up takes two to three times as long as in the hash table (some hundred nanoseconds more). Who has many changes to tell [follows](ContentIndex::follow) them at once.
+//!
+//! Contents that share a tag (one of 16 Mi shares its tag with probability 1.2·10⁻⁴, of 268 Mi with 2·10⁻³) are taken for one: the going of one is not told while the other is there, and a look-up checks one place more.
+//!
+//! # What a hostile guest can do
+//!
+//! It chooses the content of its pages and so, with some work, pages whose fingerprints agree in a few bits. Tags are
+//! therefore made with a random multiplier that never leaves this process, of which buckets take the high bits. Pages that are really the same (a guest
+//! can fill its memory with one pattern) would make one endless chain: at most [`SAME_TAG`] entries with one tag
+//! are held, further ones are counted and left out. If all the places held go stale while one left out still has the
+//! content, a lookup misses it, and the content crosses the wire once more than needed: a cost, never a wrong byte. A cell has at most 4 KiB, ten times the average; what would make it larger is counted
+//! and left out as well, and the shard says of every content from then on that there may be more places of it.
+
+mod cell;
+mod cells;
+mod marks;
+mod places;
+mod table;
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use memdex_wire::{Fingerprint, picture::Change};
+
+use super::Change as PageChange;
+use crate::picture::log::ChangeLog;
+use places::Places;
+use table::{Inserted, Table};
+
+/// Names one VM's map in the index. Never used twice while the daemon runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MapId(pub u32);
+
+/// A page that probably holds a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which VM's map.
+    pub map: MapId,
+    /// Which page of it.
+    pub page: u32,
+}
+
+/// Figures about the index.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct IndexStatistics {
+    /// Entries held.
+    pub entries: u64,
+    /// Bytes allocated for them.
+    pub bytes: u64,
+    /// Places left out because [`SAME_TAG`] others with the same tag were held, or because there was no room.
+    pub left_out: u64,
+}
+
+/// Most entries with one tag.
+const SAME_TAG: usize = 32;
+/// Bits that choose the shard. Each has memory for half a block of every size of cells in use, so they are no more than keep some dozen threads apart.
+const SHARD: u32 = 3;
+/// Bits of a tag.
+const TAG: u32 = SHARD + cell::BITS;
+/// Buckets that are merged before others get a turn.
+const AT_ONCE: usize = 256;
+
+/// Bytes that are worth the time that it takes to give them back to the system.
+const WORTH: u64 = 1 << 20;
+
+/// Changes that are sorted by shard, and steps that are taken, at once.
+const FOLLOWED: usize = 1024;
+const FETCHED: usize = 16;
+
+/// A content has come to a page, or gone.
+#[derive(Debug)]
+struct Step {
+    prefix: u64,
+    tag: u64,
+    page: u32,
+    come: bool,
+}
+
+#[derive(Debug)]
+struct Shard {
+    table: Table,
+    places: Places,
+    /// Tags of which places were left out, as long as any place with the tag is known.
+    crowded: HashSet<u64>,
+    /// Places were left out for want of room, of whatever tag.
+    short: bool,
+}
+
+/// Fingerprint → places. Sharded, so that trackers of many VMs and lookups do not wait for one another.
+#[derive(Debug)]
+pub struct ContentIndex {
+    /// Std mutexes: held for some hundred nanoseconds, some tenths of a millisecond when a map is forgotten; never across a system call or an await.
+    shards: Vec<Mutex<Shard>>,
+    multiplier: u64,
+    left_out: AtomicU64,
+    /// For other hosts that want to know what there is.
+    changes: Arc<ChangeLog>,
+}
+
+impl ContentIndex {
+    /// An empty index with tags of its own.
+    ///
+    /// # Errors
+    /// If the kernel gives no random bytes.
+    pub fn new() -> Result<Self, getrandom::Error> {
+        let shard = |_| {
+            Mutex::new(Shard {
+                table: Table::new(),
+                places: Places::default(),
+                crowded: HashSet::new(),
+                short: false,
+            })
+        };
+        Ok(Self {
+            shards: (0..1 << SHARD).map(shard).collect(),
+            multiplier: getrandom::u64()? | 1,
+            left_out: AtomicU64::new(0),
+            changes: Arc::new(ChangeLog::new(getrandom::u64()?)),
+        })
+    }
+
+    /// What came and went.
+    #[must_use]
+    pub fn changes(&self) -> &Arc<ChangeLog> {
+        &self.changes
+    }
+
+    /// Says what the pages of a map hold now: [`remove`](Self::remove) and [`insert`](Self::insert) for all of them, in order for each content, and in less time, because what they
+    /// read is fetched from memory for some of them at once.
+    pub fn follow(&self, map: MapId, changes: &[PageChange]) {
+        let mut steps: [Vec<Step>; 1 << SHARD] = Default::default();
+        for changes in changes.chunks(FOLLOWED) {
+            for PageChange { page, before, after } in changes {
+                for (fingerprint, come) in [(before, false), (after, true)] {
+                    let Some(fingerprint) = fingerprint else { continue };
+                    let (shard, tag) = self.tag(fingerprint.prefix());
+                    steps[shard].push(Step { prefix: fingerprint.prefix(), tag, page: *page, come });
+                }
+            }
+            for (shard, steps) in self.shards.iter().zip(&mut steps) {
+                for steps in steps.chunks(FETCHED) {
+                    let mut shard = lock(shard);
+                    steps.iter().for_each(|step| shard.table.touch(step.tag));
+                    for step in steps {
+                        let place = Place { map, page: step.page };
+                        if step.come {
+                            self.come(&mut shard, step.tag, step.prefix, place);
+                        } else {
+                            self.go(&mut shard, step.tag, step.prefix, place);
+                        }
+                    }
+                }
+                steps.clear();
+            }
+        }
+    }
+
+    /// Says that a place now holds `fingerprint`.
+    pub fn insert(&self, fingerprint: &Fingerprint, place: Place) {
+        let (mut shard, tag) = self.shard(fingerprint.prefix());
+        self.come(&mut shard, tag, fingerprint.prefix(), place);
+    }
+
+    /// Says that a place no longer holds `fingerprint`.
+    pub fn remove(&self, fingerprint: &Fingerprint, place: Place) {
+        let (mut shard, tag) = self.shard(fingerprint.prefix());
+        self.go(&mut shard, tag, fingerprint.prefix(), place);
+    }
+
+    fn come(&self, shard: &mut Shard, tag: u64, prefix: u64, place: Place) {
+        self.changes.note(Change::new(prefix, true));
+        let number = shard.places.give(place);
+        match number.map_or(Inserted::Full, |number| shard.table.insert(tag, number, SAME_TAG)) {
+            Inserted::There => return,
+            Inserted::Crowded => {
+                shard.crowded.insert(tag);
+            }
+            Inserted::Full => shard.short = true,
+        }
+        self.left_out.fetch_add(1, Relaxed);
+    }
+
+    fn go(&self, shard: &mut Shard, tag: u64, prefix: u64, place: Place) {
+        let Some(number) = shard.places.number(place) else { return };
+        if shard.table.remove(tag, number) == Some(false) {
+            shard.crowded.remove(&tag);
+            self.changes.note(Change::new(prefix, false));
+        }
+    }
+
+    /// Appends the places that probably hold a fingerprint with this [prefix](Fingerprint::prefix): check each in its map. Returns whether there may be places that
+    /// were left out.
+    pub fn candidates(&self, prefix: u64, places: &mut Vec<Place>) -> bool {
+        let (shard, tag) = self.shard(prefix);
+        places.extend(shard.table.places(tag).filter_map(|number| shard.places.place(number)));
+        shard.short || shard.crowded.contains(&tag)
+    }
+
+    /// Forgets every place of a map.
+    pub fn forget(&self, map: MapId) {
+        let before = self.statistics().bytes;
+        self.weed(map);
+        if before.saturating_sub(self.statistics().bytes) >= WORTH {
+            crate::heap::give_back();
+        }
+    }
+
+    fn weed(&self, map: MapId) {
+        for shard in &self.shards {
+            let ranges = {
+                let Shard { table, places, .. } = &mut *lock(shard);
+                // Who still tells of the map, though it is forgotten, gets other numbers than those that go.
+                let Some(ranges) = places.leave(map) else { continue };
+                table.walk();
+                ranges
+            };
+            // Some at a time: all of a shard take long on a large host.
+            let mut next = Some(0);
+            while let Some(from) = next {
+                let Shard { table, places, .. } = &mut *lock(shard);
+                next = table.weed(from, |number| places.place(number).is_some_and(|place| place.map != map));
+            }
+            {
+                let Shard { table, places, crowded, short } = &mut *lock(shard);
+                places.take_back(ranges);
+                crowded.retain(|tag| table.contains(*tag));
+                crowded.shrink_to(2 * crowded.len());
+                *short &= table.len() > 0;
+            }
+            while !lock(shard).table.shrink(AT_ONCE) {}
+        }
+    }
+
+    /// Figures about the index.
+    #[must_use]
+    pub fn statistics(&self) -> IndexStatistics {
+        let mut statistics = IndexStatistics { left_out: self.left_out.load(Relaxed), ..Default::default() };
+        for shard in &self.shards {
+            let shard = lock(shard);
+            statistics.entries += shard.table.len() as u64;
+            statistics.bytes += (shard.table.bytes() + shard.places.bytes()) as u64;
+        }
+        statistics
+    }
+
+    fn shard(&self, prefix: u64) -> (MutexGuard<'_, Shard>, u64) {
+        let (shard, tag) = self.tag(prefix);
+        (lock(&self.shards[shard]), tag)
+    }
+
+    /// The shard of a content, and what its tag is there.
+    fn tag(&self, prefix: u64) -> (usize, u64) {
+        // Changes are told without the lowest bit. The first bits that are used are the highest ones: those that no choice of prefixes makes alike.
+        let tag = (prefix & !1).wrapping_mul(self.multiplier).reverse_bits() & ((1 << TAG) - 1);
+        (tag as usize & ((1 << SHARD) - 1), tag >> SHARD)
+    }
+}
+
+/// A shard is only ever left in a usable state, so a panic of another holder does not matter.
+fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn print(n: u8) -> Fingerprint {
+        Fingerprint::new(*blake3::hash(&[n]).as_bytes())
+    }
+
+    proptest! {
+        #[test]
+        fn every_place_that_was_told_is_a_candidate(
+            steps in prop::collection::vec((any::<bool>(), 0..20u8, 0..3u32, 0..30u32), 0..200)
+        ) {
+            let index = ContentIndex::new().unwrap();
+            let mut model: BTreeMap<u8, BTreeSet<(u32, u32)>> = BTreeMap::new();
+            for (insert, content, map, page) in steps {
+                let place = Place { map: MapId(map), page };
+                let places = model.entry(content).or_default();
+                if insert && (places.len() < SAME_TAG || places.contains(&(map, page))) {
+                    index.insert(&print(content), place);
+                    places.insert((map, page));
+                } else if !insert {
+                    index.remove(&print(content), place);
+                    places.remove(&(map, page));
+                }
+            }
+            index.forget(MapId(2));
+            for (content, places) in model {
+                let mut found = Vec::new();
+                index.candidates(print(content).prefix(), &mut found);
+                let found: BTreeSet<_> = found.iter().map(|place| (place.map.0, place.page)).collect();
+                let expected: BTreeSet<_> = places.into_iter().filter(|(map, _)| *map != 2).collect();
+                prop_assert!(found.is_superset(&expected), "{found:?} lacks some of {expected:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_content_everywhere_makes_no_endless_chain() {
+        let index = ContentIndex::new().unwrap();
+        for page in 0..100_000 {
+            index.insert(&print(1), Place { map: MapId(0), page });
+        }
+        // As long as any of them is left it is known that there were more.
+        let mut places = Vec::new();
+        for page in 0..SAME_TAG as u32 - 1 {
+            index.remove(&print(1), Place { map: MapId(0), page });
+            assert!(index.candidates(print(1).prefix(), &mut places));
+        }
+        index.remove(&print(1), Place { map: MapId(0), page: SAME_TAG as u32 - 1 });
+        assert!(!index.candidates(print(1).prefix(), &mut places));
+        let statistics = index.statistics();
+        assert_eq!(statistics.entries, 0);
+        assert_eq!(statistics.left_out, 100_000 - SAME_TAG as u64);
+    }
+
+    #[test]
+    fn numbers_given_out_again_never_bring_back_what_was_forgotten() {
+        let index = ContentIndex::new().unwrap();
+        let print = |map: u32, page: u32| {
+            Fingerprint::new(
+                *blake3::hash(&(u64::from(map) << 32 | u64::from(page)).to_le_bytes()).as_bytes(),
+            )
+        };
+        let place = |map, page| Place { map: MapId(map), page };
+        let tell = |map| (0..20_000).for_each(|page| index.insert(&print(map, page), place(map, page)));
+        tell(0);
+        tell(1);
+        let full = index.statistics();
+        assert_eq!(full.entries, 40_000);
+        index.forget(MapId(0));
+        // Its numbers are those of the next map now.
+        tell(2);
+        let mut found = Vec::new();
+        for page in 0..20_000 {
+            found.clear();
+            assert!(!index.candidates(print(0, page).prefix(), &mut found));
+            assert!(found.iter().all(|place| place.map != MapId(0)));
+            for map in [1, 2] {
+                found.clear();
+                index.candidates(print(map, page).prefix(), &mut found);
+                assert!(found.contains(&place(map, page)));
+            }
+        }
+        assert_eq!(index.statistics().entries, full.entries);
+        assert!(index.statistics().bytes < full.bytes + full.bytes / 10);
+        (0..4).for_each(|map| index.forget(MapId(map)));
+        let empty = index.statistics();
+        assert_eq!(empty.entries, 0);
+        assert!(empty.bytes < 1 << 20, "{} bytes for nothing", empty.bytes);
+    }
+
+    #[test]
+    fn forgetting_a_map_while_others_change_loses_nothing_of_theirs() {
+        let index = ContentIndex::new().unwrap();
+        let print = |n: u32| Fingerprint::new(*blake3::hash(&n.to_le_bytes()).as_bytes());
+        let (own, other) = (|n| Place { map: MapId(1), page: n }, |n| Place { map: MapId(2), page: n });
+        (0..50_000).for_each(|n| index.insert(&print(n), own(n)));
+        (0..50_000).for_each(|n| index.insert(&print(n + 10_000), other(n)));
+        std::thread::scope(|scope| {
+            scope.spawn(|| index.forget(MapId(1)));
+            // Enough that buckets are merged, and split.
+            (10_000..50_000).for_each(|n| index.remove(&print(n + 10_000), other(n)));
+            (50_000..150_000).for_each(|n| index.insert(&print(n + 10_000), other(n)));
+        });
+        assert_eq!(index.statistics().entries, 110_000);
+        let mut found = Vec::new();
+        for n in (0..10_000).chain(50_000..150_000) {
+            found.clear();
+            index.candidates(print(n + 10_000).prefix(), &mut found);
+            assert!(found.contains(&other(n)), "page {n}");
+        }
+    }
+}
