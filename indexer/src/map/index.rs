@@ -72,6 +72,16 @@ struct Shard {
     crowded: HashSet<u32>,
 }
 
+/// Entries that memory is asked for at the same time.
+const AHEAD: usize = 32;
+
+/// Working memory of [`ContentIndex::candidates_of`].
+#[derive(Debug, Default)]
+pub struct Sorter {
+    by_shard: Vec<(u16, u32)>,
+    sorted: Vec<(u32, u32)>,
+}
+
 /// Fingerprint → places. Sharded, so that trackers of many VMs and lookups do not wait for one another.
 #[derive(Debug)]
 pub struct ContentIndex {
@@ -145,6 +155,57 @@ impl ContentIndex {
         shard.crowded.contains(&tag)
     }
 
+    /// The same for many prefixes, a few thousand: calls `each` with the number of a prefix and a place, in any order. Each shard is locked once, so what has to
+    /// come from memory comes for many at the same time.
+    pub fn candidates_of(
+        &self,
+        prefixes: impl Iterator<Item = u64>,
+        sorter: &mut Sorter,
+        mut each: impl FnMut(u32, Place),
+    ) {
+        let Sorter { by_shard, sorted } = sorter;
+        by_shard.clear();
+        by_shard.extend(prefixes.map(|prefix| self.tag(prefix)));
+        // Where each shard's part ends, once all of its numbers have been put there.
+        let mut ends = [0u32; SHARDS];
+        for (shard, _) in by_shard.iter() {
+            ends[usize::from(*shard)] += 1;
+        }
+        let mut total = 0;
+        for end in &mut ends {
+            total += std::mem::replace(end, total);
+        }
+        sorted.clear();
+        sorted.resize(by_shard.len(), (0, 0));
+        for (number, (shard, tag)) in by_shard.iter().enumerate() {
+            let end = &mut ends[usize::from(*shard)];
+            sorted[*end as usize] = (number as u32, *tag);
+            *end += 1;
+        }
+        let mut first = 0;
+        for (shard, end) in self.shards.iter().zip(ends) {
+            let part = &sorted[first as usize..end as usize];
+            first = end;
+            if part.is_empty() {
+                continue;
+            }
+            let shard = lock(shard);
+            // A first look at each, which decides nothing: so the processor does not wait for one before it asks memory for the next.
+            for some in part.chunks(AHEAD) {
+                let mut firsts = [None; AHEAD];
+                for (first, (_, tag)) in firsts.iter_mut().zip(some) {
+                    *first = shard.entries.find(spread(*tag), |_| true);
+                }
+                std::hint::black_box(firsts.iter().flatten().fold(0, |all, entry| all ^ entry.tag));
+            }
+            for (number, tag) in part {
+                for entry in shard.entries.iter_hash(spread(*tag)).filter(|entry| entry.tag == *tag) {
+                    each(*number, Place { map: MapId(entry.map), page: entry.page });
+                }
+            }
+        }
+    }
+
     /// Forgets every place of a map.
     pub fn forget(&self, map: MapId) {
         for shard in &self.shards {
@@ -169,10 +230,15 @@ impl ContentIndex {
     }
 
     fn shard(&self, prefix: u64) -> (MutexGuard<'_, Shard>, u32) {
+        let (shard, tag) = self.tag(prefix);
+        (lock(&self.shards[usize::from(shard)]), tag)
+    }
+
+    /// The shard of a prefix, and its tag there.
+    fn tag(&self, prefix: u64) -> (u16, u32) {
         // Changes are told without the lowest bit.
         let mixed = (prefix & !1).wrapping_mul(self.multiplier);
-        let (tag, shard) = ((mixed >> 32) as u32, (mixed as u32 >> 8) as usize % SHARDS);
-        (lock(&self.shards[shard]), tag)
+        (((mixed as u32 >> 8) as usize % SHARDS) as u16, (mixed >> 32) as u32)
     }
 }
 
@@ -220,6 +286,13 @@ mod tests {
             for (content, places) in model {
                 let mut found = Vec::new();
                 index.candidates(print(content).prefix(), &mut found);
+                let mut together = vec![Vec::new(); 3];
+                let asked = [print(content ^ 0x80), print(content), print(content)].map(|one| one.prefix());
+                index.candidates_of(asked.into_iter(), &mut Sorter::default(), |number, place| {
+                    together[number as usize].push(place);
+                });
+                prop_assert_eq!(&together[1..], [found.clone(), found.clone()]);
+                prop_assert!(together[0].is_empty());
                 let found: BTreeSet<_> = found.iter().map(|place| (place.map.0, place.page)).collect();
                 let expected: BTreeSet<_> = places.into_iter().filter(|(map, _)| *map != 2).collect();
                 prop_assert!(found.is_superset(&expected), "{found:?} lacks some of {expected:?}");
