@@ -12,6 +12,7 @@ mod first_index;
 mod freshness;
 mod guest_cost;
 mod hashing;
+mod http_bulk;
 mod idle;
 mod migration;
 mod plain;
@@ -99,8 +100,11 @@ fn main() -> ExitCode {
     if wanted(&diff_known::NAMES) {
         diff_known::measure(&mut figures);
     }
-    if wanted(&["idle_core_share"]) {
-        idle::measure(&mut figures);
+    if wanted(&http_bulk::NAMES) {
+        http_bulk::measure(&mut figures, |name| wanted(&[name]));
+    }
+    if wanted(&idle::NAMES) {
+        idle::measure(&mut figures, |name| wanted(&[name]));
     }
     if wanted(&guest_cost::NAMES) {
         guest_cost::measure(&mut figures);
