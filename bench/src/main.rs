@@ -14,6 +14,7 @@ mod first_index;
 mod freshness;
 mod guest_cost;
 mod hashing;
+mod http_bulk;
 mod idle;
 mod large_host;
 mod machine;
@@ -110,8 +111,11 @@ fn main() -> ExitCode {
     if wanted(&large_host::NAMES) {
         large_host::measure(&mut figures, arguments.docs.as_deref());
     }
-    if wanted(&["idle_core_share"]) {
-        idle::measure(&mut figures);
+    if wanted(&http_bulk::NAMES) {
+        http_bulk::measure(&mut figures, |name| wanted(&[name]));
+    }
+    if wanted(&idle::NAMES) {
+        idle::measure(&mut figures, |name| wanted(&[name]));
     }
     if wanted(&guest_cost::NAMES) {
         guest_cost::measure(&mut figures);

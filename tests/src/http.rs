@@ -77,7 +77,11 @@ fn request(method: &str, path: &str, headers: &[&str]) -> String {
     text + "\r\n"
 }
 
-fn exchange(mut stream: impl Read + Write, bytes: &[u8]) -> io::Result<Answer> {
+/// Sends any bytes on a connection that is open, and takes what comes back until its end for an answer.
+///
+/// # Errors
+/// The connection fails, ends early, or the answer is not HTTP.
+pub fn exchange(mut stream: impl Read + Write, bytes: &[u8]) -> io::Result<Answer> {
     // A server may answer and close before it has taken everything.
     let _ = stream.write_all(bytes);
     let mut answer = Vec::new();

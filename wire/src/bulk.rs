@@ -73,8 +73,10 @@ pub const MAX_CONTENTS: usize = 1024;
 pub const MAX_CONTENTS_REQUEST_BYTES: usize = LIST_HEADER + MAX_CONTENTS * Fingerprint::LEN;
 /// Bytes of the header of contents.
 pub const CONTENTS_HEADER: usize = 8;
+/// Bytes before the page in a record of contents.
+pub const CONTENT_HEAD: usize = 4;
 /// Bytes of one record of contents.
-pub const CONTENT_RECORD: usize = 4 + crate::PAGE_SIZE;
+pub const CONTENT_RECORD: usize = CONTENT_HEAD + crate::PAGE_SIZE;
 
 /// Most fingerprints in one lookup: 2 MiB of them.
 pub const MAX_LOOKUP: usize = 65_536;
@@ -87,7 +89,8 @@ pub const PAGES_HEADER: usize = 32;
 /// Bytes of one record of a page map.
 pub const PAGE_RECORD: usize = 56;
 
-const LIST_HEADER: usize = 24;
+/// Bytes of the header of a list of fingerprints.
+pub const LIST_HEADER: usize = 24;
 
 /// Which key fingerprints were made with. Unequal keys never match.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -148,23 +151,49 @@ pub fn encode_fingerprints(key: KeyId, fingerprints: &[Fingerprint]) -> Vec<u8> 
 /// If the body is not a list of at most [`MAX_LOOKUP`] fingerprints.
 pub fn decode_fingerprints(body: &[u8]) -> Result<(KeyId, Vec<Fingerprint>), DecodeError> {
     let (header, rest) =
-        body.split_at_checked(LIST_HEADER).ok_or(DecodeError::NotThis("fingerprint list"))?;
-    if &header[..4] != b"MXF1" {
-        return Err(DecodeError::NotThis("fingerprint list"));
-    }
-    let count = u32_at(header, 4) as usize;
-    if count > MAX_LOOKUP {
-        return Err(DecodeError::TooMany { count: count as u64, limit: MAX_LOOKUP as u64 });
-    }
-    let expected = LIST_HEADER + count * Fingerprint::LEN;
-    if body.len() != expected {
-        return Err(DecodeError::Length { expected: expected as u64, actual: body.len() as u64 });
-    }
-    let mut key = KeyId::default();
-    key.0.copy_from_slice(&header[8..24]);
+        body.split_first_chunk::<LIST_HEADER>().ok_or(DecodeError::NotThis("fingerprint list"))?;
+    let list = FingerprintsHeader::decode(header)?;
+    list.check_length(body.len() as u64)?;
     let fingerprints =
         rest.as_chunks::<{ Fingerprint::LEN }>().0.iter().map(|b| Fingerprint::new(*b)).collect();
-    Ok((key, fingerprints))
+    Ok((list.key, fingerprints))
+}
+
+/// Header of the body of a lookup, for whoever takes the list as it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FingerprintsHeader {
+    /// Key of the fingerprints.
+    pub key: KeyId,
+    /// Fingerprints that follow, at most [`MAX_LOOKUP`].
+    pub count: u32,
+}
+
+impl FingerprintsHeader {
+    /// Decodes a header.
+    ///
+    /// # Errors
+    /// If it is not that of a list of at most [`MAX_LOOKUP`] fingerprints.
+    pub fn decode(header: &[u8; LIST_HEADER]) -> Result<Self, DecodeError> {
+        if &header[..4] != b"MXF1" {
+            return Err(DecodeError::NotThis("fingerprint list"));
+        }
+        let count = u32_at(header, 4);
+        if count as usize > MAX_LOOKUP {
+            return Err(DecodeError::TooMany { count: u64::from(count), limit: MAX_LOOKUP as u64 });
+        }
+        let mut key = KeyId::default();
+        key.0.copy_from_slice(&header[8..24]);
+        Ok(Self { key, count })
+    }
+
+    /// Checks the length of the whole body against the count.
+    ///
+    /// # Errors
+    /// If they do not fit.
+    pub fn check_length(&self, body: u64) -> Result<(), DecodeError> {
+        let expected = (LIST_HEADER + self.count as usize * Fingerprint::LEN) as u64;
+        if body == expected { Ok(()) } else { Err(DecodeError::Length { expected, actual: body }) }
+    }
 }
 
 /// Encodes the answer to a lookup of `asked` fingerprints.
@@ -242,11 +271,17 @@ impl PagesHeader {
 /// Appends one record of a page map. Its `offset` is not sent: the coverage list gives each region's first page and
 /// that one's offset.
 pub fn encode_page(record: &PageRecord, out: &mut Vec<u8>) {
-    out.extend_from_slice(&record.page.to_le_bytes());
-    out.extend_from_slice(&record.generation.to_le_bytes());
-    out.extend_from_slice(&[record.state as u8, u8::from(record.fingerprint.is_some()), 0, 0]);
-    out.extend_from_slice(&record.region.to_le_bytes());
-    out.extend_from_slice(record.fingerprint.as_ref().map_or(&[0; 32], |f| f.as_bytes()));
+    let mut bytes = [0; PAGE_RECORD];
+    // One piece, put together in registers: a map has hundreds of millions of these.
+    bytes[..8].copy_from_slice(&record.page.to_le_bytes());
+    bytes[8..16].copy_from_slice(&record.generation.to_le_bytes());
+    bytes[16] = record.state as u8;
+    bytes[20..24].copy_from_slice(&record.region.to_le_bytes());
+    if let Some(fingerprint) = &record.fingerprint {
+        bytes[17] = 1;
+        bytes[24..].copy_from_slice(fingerprint.as_bytes());
+    }
+    out.extend_from_slice(&bytes);
 }
 
 /// Decodes one record of a page map; `offset` is left 0.
@@ -291,8 +326,14 @@ pub fn check_contents_header(asked: u32, bytes: &[u8; CONTENTS_HEADER]) -> Resul
 
 /// Appends one record of contents.
 pub fn encode_content(position: u32, page: &[u8; crate::PAGE_SIZE], out: &mut Vec<u8>) {
-    out.extend_from_slice(&position.to_le_bytes());
+    out.extend_from_slice(&encode_content_head(position));
     out.extend_from_slice(page);
+}
+
+/// What stands before the page in a record of contents.
+#[must_use]
+pub const fn encode_content_head(position: u32) -> [u8; CONTENT_HEAD] {
+    position.to_le_bytes()
 }
 
 /// Splits one record of contents into position and page. `next` is the smallest position that may follow: 0 at first,

@@ -7,7 +7,7 @@ use axum::{
     extract::{FromRequestParts, Path, Query, Request},
     http::{HeaderMap, header, request::Parts},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use memdex_wire::problem::Code;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -53,17 +53,46 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
 /// Reads a body of at most `limit` bytes, within a fixed time. Nothing is allocated on the word of a header.
 pub(super) async fn body(request: Request<Body>, limit: usize) -> Result<Bytes, ApiError> {
-    let too_large =
-        || ApiError::new(Code::TooLarge, format!("the body is larger than {limit} bytes: split it"));
+    check_announced(&request, limit)?;
+    within_bounds(limit, Limited::new(request.into_body(), limit).collect()).await.map(Collected::to_bytes)
+}
+
+/// The same for who takes the body as it comes.
+pub(super) async fn pieces(
+    request: Request<Body>,
+    limit: usize,
+    mut each: impl FnMut(&[u8]),
+) -> Result<(), ApiError> {
+    check_announced(&request, limit)?;
+    let mut body = Limited::new(request.into_body(), limit);
+    let all = async {
+        while let Some(frame) = body.frame().await {
+            if let Some(piece) = frame?.data_ref() {
+                each(piece);
+            }
+        }
+        Ok(())
+    };
+    within_bounds(limit, all).await
+}
+
+fn too_large(limit: usize) -> ApiError {
+    ApiError::new(Code::TooLarge, format!("the body is larger than {limit} bytes: split it"))
+}
+
+fn check_announced(request: &Request<Body>, limit: usize) -> Result<(), ApiError> {
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > limit as u64) {
-        return Err(too_large());
-    }
-    let read = timeout(BODY_TIMEOUT, Limited::new(request.into_body(), limit).collect()).await;
-    match read {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+    if announced.is_some_and(|length| length > limit as u64) { Err(too_large(limit)) } else { Ok(()) }
+}
+
+async fn within_bounds<T>(
+    limit: usize,
+    read: impl Future<Output = Result<T, Box<dyn std::error::Error + Send + Sync>>>,
+) -> Result<T, ApiError> {
+    match timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit)),
         Ok(Err(_)) => Err(ApiError::bad_request("the body ended before it was complete: send it again")),
         Err(_) => Err(ApiError::new(
             Code::Timeout,

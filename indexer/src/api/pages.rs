@@ -1,10 +1,9 @@
 //! `GET /v1/vms/{vm}/pages`: the page map, in three forms.
 //!
-//! Streams one snapshot, so an answer is consistent however long it takes, and holds two pieces of it at most.
+//! Streams one snapshot, so an answer is consistent however long it takes, and holds a piece of it or two.
 #![expect(unused_qualifications, reason = "the path macro of utoipa names the query type in full")]
 
 use axum::{
-    body::Body,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -21,9 +20,9 @@ use super::{
     extract::{Params, TheVm},
     negotiate::{JSON, choose, has_already},
     problem::ApiError,
-    stream::{self, Gone, Sink},
+    stream::{self, Gone, Maker, PIECE},
 };
-use crate::{map::MapSnapshot, units::Generation};
+use crate::{map::Records, units::Generation};
 
 /// One JSON document a line.
 const NDJSON: &str = "application/x-ndjson";
@@ -77,53 +76,103 @@ pub(super) async fn get(
     let snapshot = vm.snapshot();
     let etag = format!("\"{}\"", snapshot.generation());
     let since = which.since.map(Generation);
-    let body: Body = stream::body(place, move |sink| match media {
-        bulk::PAGES => binary(sink, &snapshot, since),
-        NDJSON => lines(sink, &snapshot, since),
-        _ => array(sink, &snapshot, since),
-    });
+    let (form, length) = match media {
+        bulk::PAGES => {
+            let counted = snapshot.clone();
+            // Those since a generation have to be looked for in the whole map.
+            let records = match since {
+                None => counted.record_count(None),
+                since => tokio::task::spawn_blocking(move || counted.record_count(since)).await?,
+            };
+            let pages = u64::from(snapshot.pages());
+            let header = PagesHeader { generation: snapshot.generation().0, pages, records };
+            let length = bulk::PAGES_HEADER as u64 + records * bulk::PAGE_RECORD as u64;
+            (Form::Binary(header), Some(length))
+        }
+        NDJSON => (Form::Lines, None),
+        _ => (Form::Array, None),
+    };
+    let map = Map { form, records: snapshot.records(since), begun: false, empty: true };
+    let body = stream::made(&state.gates.maps, place, length, map);
     let headers =
         [(header::CONTENT_TYPE, media.to_owned()), (header::ETAG, etag), (header::VARY, "accept".into())];
     Ok((headers, body).into_response())
 }
 
-fn binary(sink: &mut Sink, snapshot: &MapSnapshot, since: Option<Generation>) -> Result<(), Gone> {
-    let head = PagesHeader {
-        generation: snapshot.generation().0,
-        pages: u64::from(snapshot.pages()),
-        records: snapshot.record_count(since),
-    };
-    sink.buffer().extend_from_slice(&head.encode());
-    for record in snapshot.records(since) {
-        bulk::encode_page(&record, sink.buffer());
-        sink.flush_if_full()?;
-    }
-    Ok(())
+/// How a map is written.
+enum Form {
+    Binary(PagesHeader),
+    Lines,
+    Array,
 }
 
-fn lines(sink: &mut Sink, snapshot: &MapSnapshot, since: Option<Generation>) -> Result<(), Gone> {
-    for record in snapshot.records(since) {
-        document(sink, &record)?;
-        sink.buffer().push(b'\n');
-        sink.flush_if_full()?;
-    }
-    Ok(())
+/// Writes a map piece by piece.
+struct Map {
+    form: Form,
+    records: Records,
+    begun: bool,
+    /// No record has been written yet.
+    empty: bool,
 }
 
-fn array(sink: &mut Sink, snapshot: &MapSnapshot, since: Option<Generation>) -> Result<(), Gone> {
-    for (i, record) in snapshot.records(since).enumerate() {
-        sink.buffer().extend_from_slice(if i == 0 { b"[\n" } else { b",\n" });
-        document(sink, &record)?;
-        sink.flush_if_full()?;
+/// Pages looked at in one go, and at most for one piece: where little is to be sent, much is looked at.
+const STEP: u32 = 256;
+const AT_ONCE: u32 = 32 * 1024;
+/// Bytes of JSON in a piece: it takes longer to write.
+const JSON_PIECE: usize = 32 << 10;
+
+impl Maker for Map {
+    fn make(&mut self, out: &mut Vec<u8>) -> Result<bool, Gone> {
+        if !std::mem::replace(&mut self.begun, true) {
+            match &self.form {
+                Form::Binary(header) => out.extend_from_slice(&header.encode()),
+                Form::Lines => {}
+                Form::Array => out.push(b'['),
+            }
+        }
+        let mut looked_at = 0;
+        while looked_at < AT_ONCE && !self.records.done() {
+            let full = match self.form {
+                Form::Binary(_) => {
+                    self.records.some(STEP, |record| bulk::encode_page(&record, out));
+                    PIECE
+                }
+                Form::Lines | Form::Array => {
+                    self.documents(out)?;
+                    JSON_PIECE
+                }
+            };
+            looked_at += STEP;
+            if out.len() >= full {
+                break;
+            }
+        }
+        if self.records.done() && matches!(self.form, Form::Array) {
+            out.extend_from_slice(if self.empty { b"]\n" } else { b"\n]\n" });
+        }
+        Ok(!self.records.done())
     }
-    let open = snapshot.record_count(since) == 0;
-    sink.buffer().extend_from_slice(if open { b"[]\n" } else { b"\n]\n" });
-    Ok(())
 }
 
-fn document(sink: &mut Sink, record: &PageRecord) -> Result<(), Gone> {
-    serde_json::to_writer(sink.buffer(), record).map_err(|error| {
-        tracing::error!(%error, "a page record cannot be written as JSON");
-        Gone
-    })
+impl Map {
+    fn documents(&mut self, out: &mut Vec<u8>) -> Result<(), Gone> {
+        let Self { form, records, empty, .. } = self;
+        let array = matches!(form, Form::Array);
+        let mut written = Ok(());
+        records.some(STEP, |record| {
+            if array {
+                out.extend_from_slice(if *empty { b"\n" } else { b",\n" });
+            }
+            *empty = false;
+            written = std::mem::replace(&mut written, Ok(()))
+                .and_then(|()| serde_json::to_writer(&mut *out, &record));
+            if !array {
+                out.push(b'\n');
+            }
+        });
+        written.map_err(|error| {
+            tracing::error!(%error, "a page record cannot be written as JSON");
+            Gone
+        })
+    }
 }

@@ -20,13 +20,12 @@ use memdex_wire::{
 };
 use serde::Deserialize;
 use tokio::{
-    sync::OwnedSemaphorePermit,
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use utoipa::IntoParams;
 
-use super::{ApiState, extract::Params, negotiate::choose, problem::ApiError};
+use super::{ApiState, extract::Params, gate::Place, negotiate::choose, problem::ApiError};
 use crate::{
     host::Host,
     picture::{Picture, log::Listening},
@@ -104,7 +103,7 @@ struct Teller {
     sent: Instant,
     host: Host,
     _listening: Listening,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Teller {

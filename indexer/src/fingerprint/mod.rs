@@ -46,8 +46,12 @@ impl Hasher {
 
     /// Appends the digest of each page, zero or not: the plain rate of hashing, for measurements.
     pub fn hash_all(&mut self, pages: &[Page], out: &mut Vec<Fingerprint>) {
-        out.reserve(pages.len());
-        self.batch.hash(pages.iter().enumerate(), |_, digest| out.push(Fingerprint::new(digest)));
+        self.hash_each(pages.iter(), out);
+    }
+
+    /// The same for pages that do not lie side by side.
+    pub fn hash_each<'a>(&mut self, pages: impl Iterator<Item = &'a Page>, out: &mut Vec<Fingerprint>) {
+        self.batch.hash(pages.enumerate(), |_, digest| out.push(Fingerprint::new(digest)));
     }
 }
 

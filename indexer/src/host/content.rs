@@ -1,5 +1,7 @@
 //! Where content on this host can come from: one small interface for VMs that run here, VMs that are coming, and what VMs left behind.
 
+use std::io::IoSliceMut;
+
 use memdex_wire::{Fingerprint, page::PageState};
 
 use super::Vm;
@@ -13,8 +15,27 @@ pub(crate) trait ContentSource: std::fmt::Debug + Send + Sync {
     /// Whether it is settled does not matter here.
     fn content(&self, page: u32) -> Option<Fingerprint>;
 
+    /// Calls `each` with those of `places` that hold the content asked for there: number in `asked`, and page. The same as asking for each one, for the price of one
+    /// lock.
+    fn hold(&self, asked: &[Fingerprint], places: &[(u32, u32)], each: &mut dyn FnMut(u32, u32)) {
+        for (number, page) in places {
+            if self.content(*page).as_ref() == Some(&asked[*number as usize]) {
+                each(*number, *page);
+            }
+        }
+    }
+
     /// Copies the page's bytes as they are now; `None` if it cannot be read.
     fn read(&self, page: u32, into: &mut Page) -> Option<()>;
+
+    /// The same for pages in a row from `first` on, each into its own buffer. What cannot be read is left as it is: whoever uses it hashes it.
+    fn read_run(&self, first: u32, into: &mut [IoSliceMut<'_>]) {
+        for (page, buffer) in (first..).zip(into) {
+            if let Some(buffer) = buffer.first_chunk_mut() {
+                let _ = self.read(page, buffer);
+            }
+        }
+    }
 
     /// Pages that have a fingerprint, at most.
     fn contents(&self) -> u64;
@@ -36,8 +57,21 @@ impl ContentSource for Vm {
         view.fingerprint.filter(|_| view.held == PageState::Current)
     }
 
+    fn hold(&self, asked: &[Fingerprint], places: &[(u32, u32)], each: &mut dyn FnMut(u32, u32)) {
+        let map = self.map();
+        for (number, page) in places {
+            if map.holds(*page, &asked[*number as usize]) {
+                each(*number, *page);
+            }
+        }
+    }
+
     fn read(&self, page: u32, into: &mut Page) -> Option<()> {
-        self.read_run(page..page + 1, into)
+        Self::read_run(self, page..page + 1, into)
+    }
+
+    fn read_run(&self, first: u32, into: &mut [IoSliceMut<'_>]) {
+        self.read_scattered(first, into);
     }
 
     fn contents(&self) -> u64 {

@@ -5,6 +5,7 @@
 
 mod content;
 mod detach;
+mod finder;
 mod haste;
 mod kept;
 mod picture;
@@ -25,8 +26,7 @@ use std::{
     time::Duration,
 };
 
-use memdex_wire::{Fingerprint, PAGE_SIZE, event::Event};
-use roaring::RoaringBitmap;
+use memdex_wire::{Fingerprint, event::Event};
 use tokio::sync::broadcast;
 
 use crate::{
@@ -41,6 +41,7 @@ use crate::{
 };
 pub(crate) use content::ContentSource;
 pub use detach::{Detached, detach};
+pub use finder::Finder;
 pub use kept::KeptFigures;
 use registry::Registry;
 pub(crate) use status::{Freshness, GuestShare, Status};
@@ -262,31 +263,6 @@ impl Host {
     /// If there is none, or more than one of that name.
     pub fn find(&self, key: &str) -> Result<Arc<Vm>, FindError> {
         self.shared.registry.find(key)
-    }
-
-    /// Which contents a current page of this host holds: position i for `fingerprints[i]`.
-    #[must_use]
-    pub fn lookup(&self, fingerprints: &[Fingerprint]) -> RoaringBitmap {
-        let mut places = Vec::new();
-        let mut held = RoaringBitmap::new();
-        for (position, fingerprint) in fingerprints.iter().enumerate() {
-            places.clear();
-            self.shared.index.candidates(fingerprint.prefix(), &mut places);
-            let holds = |place: &_| self.shared.registry.holds(place, fingerprint);
-            if places.iter().any(holds) {
-                held.insert(position as u32);
-            }
-        }
-        held
-    }
-
-    /// A copy of the page with this content, if this host has one. The copy was hashed again: what is returned has the
-    /// fingerprint, whatever happened to the page since it was indexed.
-    #[must_use]
-    pub fn read_content(&self, fingerprint: &Fingerprint) -> Option<Box<Page>> {
-        let mut page = Box::new([0u8; PAGE_SIZE]);
-        self.shared.copy_content(fingerprint.prefix(), |content| content == fingerprint, &mut page)?;
-        Some(page)
     }
 
     /// What all VMs share.

@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use memdex_wire::{Fingerprint, event::Event};
+use memdex_wire::event::Event;
 
 use super::{FindError, Shared, Vm, content::ContentSource, kept::Kept};
 use crate::{
@@ -53,12 +53,6 @@ impl Registry {
 
     pub(super) fn by_map(&self, map: MapId) -> Option<Arc<dyn ContentSource>> {
         self.by_map.read().unwrap_or_else(PoisonError::into_inner).get(&map).cloned()
-    }
-
-    /// Whether a place holds this content right now.
-    pub(super) fn holds(&self, place: &Place, fingerprint: &Fingerprint) -> bool {
-        let by_map = self.by_map.read().unwrap_or_else(PoisonError::into_inner);
-        by_map.get(&place.map).is_some_and(|source| source.content(place.page).as_ref() == Some(fingerprint))
     }
 
     /// A number that no source had before.

@@ -1,6 +1,7 @@
 //! One VM as readers see it.
 
 use std::{
+    io::IoSliceMut,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -292,6 +293,28 @@ impl Vm {
         let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
         let (range, memory) = memory.iter().find(|(range, _)| range.contains(&run.start))?;
         memory.read(run.start - range.start..run.end - range.start, into).ok()
+    }
+
+    /// Copies pages in a row from `first` on, each into its own buffer, as far as that goes.
+    pub(super) fn read_scattered(&self, first: u32, into: &mut [IoSliceMut<'_>]) {
+        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
+        let mut page = first;
+        let mut left = into;
+        while !left.is_empty() {
+            let Some((range, memory)) = memory.iter().find(|(range, _)| range.contains(&page)) else {
+                return;
+            };
+            let (here, rest) = left.split_at_mut(left.len().min((range.end - page) as usize));
+            let count = here.len() as u32;
+            // The other pages are not to suffer from one that cannot be read.
+            if memory.read_scattered(page - range.start, here).is_err() {
+                for (page, buffer) in (page - range.start..).zip(here) {
+                    let _ = memory.read(page..page + 1, buffer);
+                }
+            }
+            page += count;
+            left = rest;
+        }
     }
 
     /// Makes the tracker stand aside: somebody else fills this VM's memory. Returns when it has.

@@ -22,8 +22,9 @@ use tower::Layer;
 use super::{Listener, Socket, stall::Stall};
 use crate::metrics::HttpCounters;
 
-/// Connections a listener has open at once; further ones wait in the system's queue.
-const MAX_CONNECTIONS: usize = 512;
+/// Connections a listener has open at once; further ones wait in the system's queue. Each may hold two buffers (see [`BUFFER`]) when it is busy, some
+/// kilobytes when it is not.
+const MAX_CONNECTIONS: usize = 1024;
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Time for the head of a request, and for the next request on a connection that is kept.

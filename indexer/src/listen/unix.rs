@@ -33,7 +33,7 @@ const GROUP: &str = "memdex";
 /// Root and the group.
 const MODE: u32 = 0o660;
 /// Connections that may wait to be accepted.
-const BACKLOG: i32 = 128;
+const BACKLOG: i32 = 1024;
 
 /// A listening socket; its file is removed when this is dropped, if it is still the one that was made here.
 #[derive(Debug)]

@@ -85,6 +85,12 @@ impl Block {
         Fingerprint::new(self.fingerprints[index])
     }
 
+    /// Whether a page is `KNOWN` with this fingerprint, and neither stale nor only inherited.
+    pub(super) fn holds(&self, index: usize, fingerprint: &Fingerprint) -> bool {
+        self.byte(index) & (KIND | STALE | INHERITED) == KNOWN
+            && self.fingerprints[index] == *fingerprint.as_bytes()
+    }
+
     pub(super) fn generation(&self, index: usize) -> Generation {
         Generation(self.base.saturating_add(u64::from(self.distance[index])))
     }

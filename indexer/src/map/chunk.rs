@@ -69,6 +69,14 @@ impl Chunk {
         PageView { state: shown(page), held: held(page), fingerprint, generation }
     }
 
+    /// Whether a page holds this content, as far as any write can be seen.
+    pub(super) fn holds(&self, index: usize, fingerprint: &Fingerprint) -> bool {
+        match self {
+            Self::Alike { .. } => false,
+            Self::Each(block) => index < block.len() && block.holds(index, fingerprint),
+        }
+    }
+
     /// The byte of a page: cheaper than [`Chunk::page`].
     fn byte(&self, index: usize) -> u8 {
         match self {

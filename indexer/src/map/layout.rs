@@ -1,10 +1,7 @@
 //! Which page number stands for which byte of which region.
 
-use memdex_wire::page::PageRecord;
-
-use super::PageView;
 use crate::{
-    units::{MAX_PAGES, bytes},
+    units::MAX_PAGES,
     vm::descriptor::{Backing, Region},
 };
 
@@ -77,31 +74,5 @@ impl Layout {
     #[must_use]
     pub fn pages(&self) -> u32 {
         self.regions.last().map_or(0, |last| last.first_page + last.pages)
-    }
-
-    /// Index of the region that holds a page.
-    #[must_use]
-    pub fn region_of(&self, page: u32) -> Option<usize> {
-        let after = self.regions.partition_point(|region| region.first_page <= page);
-        let index = after.checked_sub(1)?;
-        self.regions[index].range().contains(&page).then_some(index)
-    }
-
-    /// The record of a page as the API shows it.
-    ///
-    /// # Panics
-    /// If no region holds the page.
-    #[must_use]
-    pub fn record(&self, page: u32, view: PageView) -> PageRecord {
-        let index = self.region_of(page).expect("a page of the map lies in a region");
-        let region = &self.regions[index];
-        PageRecord {
-            page: u64::from(page),
-            region: index as u32,
-            offset: region.offset + bytes(u64::from(page - region.first_page)),
-            state: view.state,
-            fingerprint: view.fingerprint,
-            generation: view.generation.0,
-        }
     }
 }

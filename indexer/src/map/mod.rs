@@ -43,9 +43,9 @@ use cell::{Cell, Shelf};
 use chunk::{Chunk, Publication};
 pub use chunk::{Content, PageView};
 use counts::Counts;
-pub use index::{ContentIndex, IndexStatistics, MapId, Place};
+pub use index::{ContentIndex, IndexStatistics, MapId, Place, Sorter};
 pub use layout::{Layout, LayoutRegion};
-pub use snapshot::MapSnapshot;
+pub use snapshot::{MapSnapshot, Records};
 pub(crate) use store::{DirectIo, Store};
 pub use store::{Left, MapFolder, Owner};
 
@@ -166,6 +166,13 @@ impl PageMap {
     pub fn page(&self, page: u32) -> PageView {
         assert!(page < self.pages(), "page {page} of {}", self.pages());
         self.chunks[page as usize / CHUNK_PAGES].page(page as usize % CHUNK_PAGES)
+    }
+
+    /// Whether a page holds this content: it was read, and no write has been seen since, settled or not.
+    #[must_use]
+    pub(crate) fn holds(&self, page: u32, fingerprint: &Fingerprint) -> bool {
+        let chunk = self.chunks.get(page as usize / CHUNK_PAGES);
+        chunk.is_some_and(|chunk| chunk.holds(page as usize % CHUNK_PAGES, fingerprint))
     }
 
     /// Says that pages may have been written: they are stale from now on, whatever is known of them.

@@ -11,8 +11,8 @@ use memdex_wire::{
 };
 use roaring::RoaringBitmap;
 
-use super::{PageMap, PageView};
-use crate::units::Generation;
+use super::{PageMap, PageView, block::CHUNK_PAGES};
+use crate::units::{Generation, bytes};
 
 /// A map as it stood at one moment. Cheap to make and to hold; see [`crate::map`].
 #[derive(Debug, Clone)]
@@ -39,13 +39,9 @@ impl MapSnapshot {
     /// The records of the map in page order. With `since`: of the pages whose content changed after that generation,
     /// and of every page that is stale now (its content is in doubt). If the pages were numbered anew after `since`,
     /// all of them.
-    pub fn records(&self, since: Option<Generation>) -> impl Iterator<Item = PageRecord> + Send + 'static {
-        let this = self.clone();
-        let since = self.since(since);
-        (0..self.pages()).filter_map(move |page| {
-            let view = this.page(page);
-            wanted(&view, since).then(|| this.layout().record(page, view))
-        })
+    #[must_use]
+    pub fn records(&self, since: Option<Generation>) -> Records {
+        Records { snapshot: self.clone(), since: self.since(since), next: 0, region: 0 }
     }
 
     /// How many records [`MapSnapshot::records`] gives.
@@ -79,6 +75,66 @@ impl MapSnapshot {
 
     fn since(&self, since: Option<Generation>) -> Option<Generation> {
         since.filter(|since| *since >= self.layout_since && *since <= self.generation())
+    }
+}
+
+/// The records of a map, as far as they have not been taken yet.
+#[derive(Debug)]
+pub struct Records {
+    snapshot: MapSnapshot,
+    since: Option<Generation>,
+    next: u32,
+    /// The region in which the next page lies, or one before it.
+    region: usize,
+}
+
+impl Records {
+    /// Whether every page has been looked at.
+    #[must_use]
+    pub fn done(&self) -> bool {
+        self.next >= self.snapshot.pages()
+    }
+
+    /// Looks at the next `pages` pages, and calls `each` with the records of those that are wanted.
+    pub fn some(&mut self, pages: u32, mut each: impl FnMut(PageRecord)) {
+        let map = &*self.snapshot;
+        let end = self.next.saturating_add(pages).min(map.pages());
+        let regions = map.layout().regions();
+        while self.next < end {
+            while self.next >= regions[self.region].range().end {
+                self.region += 1;
+            }
+            // Pages of one chunk and one region: what is the same for all of them is looked up once.
+            let (region, number) = (&regions[self.region], self.next as usize / CHUNK_PAGES);
+            let chunk = &map.chunks[number];
+            let stop = end.min(region.range().end).min(((number + 1) * CHUNK_PAGES) as u32);
+            for page in self.next..stop {
+                let view = chunk.page(page as usize % CHUNK_PAGES);
+                if wanted(&view, self.since) {
+                    each(PageRecord {
+                        page: u64::from(page),
+                        region: self.region as u32,
+                        offset: region.offset + bytes(u64::from(page - region.first_page)),
+                        state: view.state,
+                        fingerprint: view.fingerprint,
+                        generation: view.generation.0,
+                    });
+                }
+            }
+            self.next = stop;
+        }
+    }
+}
+
+impl Iterator for Records {
+    type Item = PageRecord;
+
+    fn next(&mut self) -> Option<PageRecord> {
+        let mut found = None;
+        while found.is_none() && !self.done() {
+            self.some(1, |record| found = Some(record));
+        }
+        found
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, IoSliceMut},
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
@@ -172,6 +172,19 @@ impl FileMemory {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(MemoryError::Vanished),
             other => other.map_err(MemoryError::Io),
         }
+    }
+
+    /// The same for pages in a row, each into a buffer of its own.
+    pub(super) fn read_scattered(
+        &self,
+        first: u32,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Result<(), MemoryError> {
+        let read = rustix::io::preadv(&self.file, buffers, self.position(first))
+            .map_err(|error| MemoryError::Io(error.into()))?;
+        // One call may give less than all, at the end of the file or when it is interrupted: the rest page by page.
+        let whole = read / PAGE_SIZE;
+        (first..).zip(buffers).skip(whole).try_for_each(|(page, buffer)| self.read(page..page + 1, buffer))
     }
 
     /// A view of the pages; `None` if it can't be had, and then reading does.

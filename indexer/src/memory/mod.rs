@@ -12,7 +12,10 @@ mod process;
 mod ram;
 mod window;
 
-use std::{io, ops::Range};
+use std::{
+    io::{self, IoSliceMut},
+    ops::Range,
+};
 
 use memdex_wire::PAGE_SIZE;
 
@@ -172,6 +175,24 @@ impl RegionMemory {
         match &self.source {
             Source::File(file) => file.read(pages, buffer),
             Source::Process(process) => process.read(pages, buffer),
+        }
+    }
+
+    /// Copies pages in a row from `first` on, each into a buffer of its own, in as few steps as possible.
+    ///
+    /// # Errors
+    /// See [`MemoryError`]; the content of the buffers is undefined then.
+    pub fn read_scattered(&self, first: u32, buffers: &mut [IoSliceMut<'_>]) -> Result<(), MemoryError> {
+        let pages = first..first.saturating_add(buffers.len() as u32);
+        self.check(&pages)?;
+        if buffers.iter().any(|buffer| buffer.len() != PAGE_SIZE) {
+            return Err(MemoryError::Io(io::Error::other("a buffer is not as long as a page")));
+        }
+        match &self.source {
+            Source::File(file) => file.read_scattered(first, buffers),
+            Source::Process(process) => {
+                pages.zip(buffers).try_for_each(|(page, buffer)| process.read(page..page + 1, buffer))
+            }
         }
     }
 

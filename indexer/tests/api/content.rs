@@ -1,6 +1,9 @@
 //! Content by its name: lookups and pages.
 
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    time::Duration,
+};
 
 use indexer::picture::Picture;
 use memdex_wire::{
@@ -62,6 +65,72 @@ async fn contents_are_sent_for_what_is_held() {
         next = position + 1;
     }
     assert_eq!(sent, [0, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lookup_may_come_in_pieces_of_any_length() {
+    let served = Served::start().await;
+    let _vm = Vm::start("pieces", &[141, 142]);
+    let list = [of(142), of(255), of(141), of(254), of(142)];
+    let body = bulk::encode_fingerprints(KeyId::PLAIN, &list);
+    let answers: Vec<_> = tokio::task::spawn_blocking(move || {
+        let ask = |length| {
+            let mut request = "POST /v1/content/lookup HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\
+                               content-type: application/vnd.memdex.fingerprints.v1\r\n\r\n"
+                .as_bytes()
+                .to_vec();
+            for piece in body.chunks(length) {
+                request.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+                request.extend_from_slice(piece);
+                request.extend_from_slice(b"\r\n");
+            }
+            request.extend_from_slice(b"0\r\n\r\n");
+            let mut stream = served.connect();
+            stream.write_all(&request).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            let head = answer.windows(4).position(|some| some == b"\r\n\r\n").unwrap() + 4;
+            answer.split_off(head)
+        };
+        [1, 5, 23, 24, 25, 31, 32, 33, 57, 1000].map(ask).into()
+    })
+    .await
+    .unwrap();
+    for answer in answers {
+        let held = bulk::decode_bitmap(5, &answer).unwrap();
+        assert_eq!(held.iter().collect::<Vec<_>>(), [0, 2, 4]);
+    }
+}
+
+/// A page that changed and nobody has seen it: here the RAM file is written by somebody who does not map it.
+#[tokio::test]
+async fn what_is_not_what_it_was_is_never_sent() {
+    let served = Served::start().await;
+    let mut vm = Vm::start("changed", &[151, 152, 153, 154, 152]);
+    let ask = async |list: &[Fingerprint]| {
+        let body = bulk::encode_fingerprints(KeyId::PLAIN, list);
+        let request =
+            served.unix().post(at("/v1/content/pages")).header(header::CONTENT_TYPE, bulk::FINGERPRINTS);
+        let bytes = request.body(body).send().await.unwrap().bytes().await.unwrap();
+        let records = bytes[bulk::CONTENTS_HEADER..].as_chunks::<{ bulk::CONTENT_RECORD }>().0;
+        let mut sent = Vec::new();
+        for record in records {
+            let next = sent.last().map_or(0, |last| last + 1);
+            let (position, page) = bulk::decode_content(list.len() as u32, next, record).unwrap();
+            assert_eq!(blake3::hash(page).as_bytes(), list[position as usize].as_bytes());
+            sent.push(position);
+        }
+        sent
+    };
+    let list = [of(151), of(152), of(153), of(154)];
+    assert_eq!(ask(&list).await, [0, 1, 2, 3]);
+    vm.write(0, &[99; 4096]);
+    vm.write(1, &[98; 4096]);
+    vm.write(2, &[0; 4096]);
+    assert_eq!(ask(&list).await, [1, 3], "one of them is at another place still");
+    // Many at once, every other one gone.
+    let many: Vec<_> = (0..100).map(|n| if n % 2 == 0 { of(153) } else { of(154) }).collect();
+    assert!(ask(&many).await.into_iter().eq((1..100).step_by(2)));
 }
 
 async fn frame(stream: &mut PictureStream) -> Frame {

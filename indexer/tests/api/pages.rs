@@ -25,7 +25,9 @@ async fn the_three_forms_say_the_same_and_it_is_true() {
     let binary = get(bulk::PAGES).await.unwrap();
     let etag = binary.headers()[header::ETAG].to_str().unwrap().to_owned();
     assert_eq!(binary.headers()[header::VARY], "accept");
+    let length = binary.content_length();
     let binary = binary.bytes().await.unwrap();
+    assert_eq!(length, Some(binary.len() as u64), "who downloads a map knows how much it is");
     let (head, records) = binary.split_first_chunk::<{ bulk::PAGES_HEADER }>().unwrap();
     let head = PagesHeader::decode(head, 4096).unwrap();
     assert_eq!((head.pages, head.records, format!("\"{}\"", head.generation)), (4096, 4096, etag));

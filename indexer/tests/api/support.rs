@@ -210,6 +210,12 @@ impl Vm {
         let _ = self.qemu.wait();
     }
 
+    /// Writes a page of the RAM file, so that no witness sees it.
+    pub(crate) fn write(&mut self, page: u64, bytes: &[u8; 4096]) {
+        self.file.seek(SeekFrom::Start(page * 4096)).unwrap();
+        self.file.write_all(bytes).unwrap();
+    }
+
     /// What a page holds in the RAM file.
     pub(crate) fn page(&mut self, page: u64) -> [u8; 4096] {
         let mut bytes = [0; 4096];

@@ -102,6 +102,13 @@ struct Step {
     come: bool,
 }
 
+/// Working memory of [`ContentIndex::candidates_of`].
+#[derive(Debug, Default)]
+pub struct Sorter {
+    /// Numbers and tags of what is asked of each shard.
+    asked: [Vec<(u32, u64)>; 1 << SHARD],
+}
+
 #[derive(Debug)]
 struct Shard {
     table: Table,
@@ -222,6 +229,31 @@ impl ContentIndex {
         shard.short || shard.crowded.contains(&tag)
     }
 
+    /// The same for many prefixes, a few thousand: calls `each` with the number of a prefix and a place, in any order of prefixes. What has to come from memory comes for some of
+    /// them at the same time.
+    pub fn candidates_of(
+        &self,
+        prefixes: impl Iterator<Item = u64>,
+        sorter: &mut Sorter,
+        mut each: impl FnMut(u32, Place),
+    ) {
+        for (number, prefix) in prefixes.enumerate() {
+            let (shard, tag) = self.tag(prefix);
+            sorter.asked[shard].push((number as u32, tag));
+        }
+        for (shard, asked) in self.shards.iter().zip(&mut sorter.asked) {
+            for asked in asked.chunks(FETCHED) {
+                let shard = lock(shard);
+                asked.iter().for_each(|(_, tag)| shard.table.touch(*tag));
+                for (number, tag) in asked {
+                    let places = shard.table.places(*tag).filter_map(|place| shard.places.place(place));
+                    places.for_each(|place| each(*number, place));
+                }
+            }
+            asked.clear();
+        }
+    }
+
     /// Forgets every place of a map.
     pub fn forget(&self, map: MapId) {
         let before = self.statistics().bytes;
@@ -321,6 +353,13 @@ mod tests {
             for (content, places) in model {
                 let mut found = Vec::new();
                 index.candidates(print(content).prefix(), &mut found);
+                let mut together = vec![Vec::new(); 3];
+                let asked = [print(content ^ 0x80), print(content), print(content)].map(|one| one.prefix());
+                index.candidates_of(asked.into_iter(), &mut Sorter::default(), |number, place| {
+                    together[number as usize].push(place);
+                });
+                prop_assert_eq!(&together[1..], [found.clone(), found.clone()]);
+                prop_assert!(together[0].is_empty());
                 let found: BTreeSet<_> = found.iter().map(|place| (place.map.0, place.page)).collect();
                 let expected: BTreeSet<_> = places.into_iter().filter(|(map, _)| *map != 2).collect();
                 prop_assert!(found.is_superset(&expected), "{found:?} lacks some of {expected:?}");
