@@ -17,7 +17,7 @@ use super::offers::State;
 use crate::{
     fingerprint::{Hasher, Page},
     host::{ContentSource, Shared, Vm},
-    map::{MapId, Place},
+    map::{Change, MapId, Place},
     memory::Ram,
     migrate::{in_flight::InFlight, ledger::Ledger, link::Speaker, record::Record},
     watch::queue::runs,
@@ -246,12 +246,14 @@ impl Session {
     pub(super) fn put_all(&self, pages: &[(u32, Fingerprint)]) {
         let changed: Vec<_> = {
             let mut ledger = self.ledger();
-            let set = |(page, content): &(u32, Fingerprint)| (*page, ledger.set(*page, *content), *content);
-            pages.iter().map(set).filter(|(_, before, content)| before != content).collect()
+            let known = |content| (content != ZERO).then_some(content);
+            let set = |(page, content): &(u32, Fingerprint)| {
+                let before = ledger.set(*page, *content);
+                Change { page: *page, before: known(before), after: known(*content) }
+            };
+            pages.iter().map(set).filter(|change| change.before != change.after).collect()
         };
-        for (page, before, content) in changed {
-            self.index(page, before, content);
-        }
+        self.shared.index.follow(self.map, &changed);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.extend(pages.iter().map(|(page, _)| *page));
     }

@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     host::Shared,
-    map::{DirectIo, Layout, Left, Owner, PageMap, Place, monotonic_seconds},
+    map::{Change, DirectIo, Layout, Left, Owner, PageMap, monotonic_seconds},
     vm::{descriptor::VmDescriptor, no_direct_io},
     watch::{
         claim::Claim,
@@ -106,6 +106,8 @@ const LOOK: u32 = 2;
 /// Seconds by which a look that began after the last page was published is written down as later: times are whole seconds, and one is allowed for
 /// being late.
 const AFTER_ALL: u32 = 2;
+/// Pages that the reverse index is told of at once.
+const INDEXED: usize = 4096;
 
 impl Tracker {
     /// Begins with a map in which nothing is known.
@@ -186,9 +188,19 @@ impl Tracker {
         // First the map, then the index, as always: see [`crate::picture::log`].
         let snapshot = map.snapshot();
         *self.vm.map_mut() = map;
-        for (page, fingerprint) in snapshot.fingerprints() {
-            self.shared.index.insert(&fingerprint, Place { map: self.vm.map_id(), page });
+        let mut known = snapshot.fingerprints().map(|(page, fingerprint)| Change {
+            page,
+            before: None,
+            after: Some(fingerprint),
+        });
+        loop {
+            let some: Vec<Change> = known.by_ref().take(INDEXED).collect();
+            if some.is_empty() {
+                break;
+            }
+            self.follow(&some);
         }
+        drop(known);
         drop(snapshot);
         self.watch_marks();
         protocol::renumbered(&self.vm.map(), &mut self.queue, 0);
