@@ -31,6 +31,9 @@ const ROUNDS: usize = 9;
 /// Connections of a client that asks for more than one thing: as many as `migrate_client` has look-ups under way, halved for two cores.
 const CONNECTIONS: usize = 2;
 
+/// What measures one of them: with a daemon, the path of a map, and the contents of that.
+type Measure = fn(&mut Figures, &Daemon, &str, &[Fingerprint]);
+
 pub(crate) fn measure(figures: &mut Figures, wanted: impl Fn(&str) -> bool) {
     if NAMES[..3].iter().any(|name| wanted(name)) {
         let scratch = Scratch::new("bench-http");
@@ -41,7 +44,7 @@ pub(crate) fn measure(figures: &mut Figures, wanted: impl Fn(&str) -> bool) {
         let path = format!("/v1/vms/{}/pages", vm.id);
         let contents = map(&mut connection, &path);
         assert_eq!(contents.len(), PAGES, "every page has a fingerprint");
-        let all: [(_, fn(&mut Figures, &Daemon, &str, &[Fingerprint])); 3] =
+        let all: [(_, Measure); 3] =
             [(NAMES[0], measure_map), (NAMES[1], measure_pages), (NAMES[2], measure_lookup)];
         for (_, measure) in all.iter().filter(|(name, _)| wanted(name)) {
             measure(figures, &daemon, &path, &contents);
