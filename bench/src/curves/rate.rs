@@ -18,9 +18,12 @@ use crate::{
 
 const RATES: [usize; 5] = [1_000, 5_000, 10_000, 20_000, 50_000];
 pub(super) const MIB: usize = 4096;
-pub(super) const SECONDS: usize = 3;
+pub(super) const SECONDS: usize = 2;
 /// In percent of a vCPU: the default, and all of it.
 pub(super) const BUDGETS: [&str; 2] = ["1", "100"];
+
+/// The last marks are taken with the next tick, and nothing is stale before.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A rate at which was written.
 pub(super) struct Point {
@@ -29,9 +32,11 @@ pub(super) struct Point {
     /// Milliseconds from a write until HTTP shows it.
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
-    /// Share of a core that the daemon took while it was written and until all was known, over the time of the writes.
+    /// Share of a core that the daemon took from the first write until all was known.
     pub(super) cpu_percent: f64,
-    /// Seconds after the last write until everything was known.
+    /// Microseconds of its time for each page that was written.
+    pub(super) cpu_us_per_page: f64,
+    /// Seconds after the last write until everything was known; at least a [`LOOK`].
     pub(super) behind_seconds: f64,
     /// Pages that were left unarmed for a while because of the budget.
     pub(super) held: f64,
@@ -58,10 +63,12 @@ fn with(budget: &'static str) -> Vec<Point> {
         let before = (cpu_seconds(pid), metric(&daemon, "memdex_vm_arming_held_total"));
         let begun = Instant::now();
         vmm.write(next, count, per_second);
-        let (written, ended) = (begun.elapsed().as_secs_f64(), Instant::now());
+        let ended = Instant::now();
+        thread::sleep(LOOK);
         settled(&daemon, vmm_pid, Duration::from_secs(60));
         let behind_seconds = ended.elapsed().as_secs_f64();
-        let cpu_percent = (cpu_seconds(pid) - before.0) / written * 100.0;
+        let cpu = cpu_seconds(pid) - before.0;
+        let cpu_percent = cpu / begun.elapsed().as_secs_f64() * 100.0;
         let held = metric(&daemon, "memdex_vm_arming_held_total") - before.1;
         thread::sleep(Duration::from_secs(2));
         let delays = delays(&daemon, &mut vmm, next + count, count, per_second);
@@ -71,7 +78,17 @@ fn with(budget: &'static str) -> Vec<Point> {
         eprintln!(
             "  {per_second} a second: median {p50_ms:.0} ms, p99 {p99_ms:.0} ms, {cpu_percent:.1} % of a core"
         );
-        points.push(Point { budget, per_second, p50_ms, p99_ms, cpu_percent, behind_seconds, held });
+        let cpu_us_per_page = cpu * 1e6 / count as f64;
+        points.push(Point {
+            budget,
+            per_second,
+            p50_ms,
+            p99_ms,
+            cpu_percent,
+            cpu_us_per_page,
+            behind_seconds,
+            held,
+        });
     }
     points
 }

@@ -59,7 +59,7 @@ fn rates(curves: &Curves) -> String {
         "## Pages written a second
 
 Quiet pages of {} MiB, each written once, for {} s at each rate. *Freshness*: from a write until HTTP shows the new content, with somebody who looks every two milliseconds. *CPU time*: of the daemon, in a run
-of its own in which nobody looks, until all is known again, over the time of the writes. *Behind*: after the last write, until all was known. The budget is what being watched may cost the
+of its own in which nobody looks, from the first write until all is known again. *Behind*: after the last write, until all was known. The budget is what being watched may cost the
 guest, of one vCPU: beyond it pages are *held*, stale and writable, until their turn comes. 100 % holds nothing back.
 
 | budget | pages a second | p50 | p99 | CPU time, of a core | CPU time a page | behind | held |
@@ -69,13 +69,13 @@ guest, of one vCPU: beyond it pages are *held*, stale and writable, until their 
         rate::SECONDS
     );
     for point in &curves.rates {
-        let rate::Point { budget, per_second, p50_ms, p99_ms, cpu_percent, behind_seconds, held } = point;
-        let each = cpu_percent / 100.0 / *per_second as f64 * 1e6;
+        let rate::Point { budget, per_second, cpu_percent, cpu_us_per_page, behind_seconds, held, .. } =
+            point;
         let _ = writeln!(
             text,
-            "| {budget} % | {per_second} | {} | {} | {cpu_percent:.1} % | {each:.1} µs | {behind_seconds:.1} s | {held:.0} |",
-            milliseconds(*p50_ms),
-            milliseconds(*p99_ms)
+            "| {budget} % | {per_second} | {} | {} | {cpu_percent:.1} % | {cpu_us_per_page:.1} µs | {behind_seconds:.1} s | {held:.0} |",
+            milliseconds(point.p50_ms),
+            milliseconds(point.p99_ms)
         );
     }
     text
