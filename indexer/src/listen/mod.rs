@@ -12,7 +12,7 @@ mod unix;
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use migrate_client::{Authority, HostUrl};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::TlsFiles;
@@ -20,6 +20,9 @@ use crate::config::TlsFiles;
 pub use serve::{Access, Server};
 pub use token::{AccessToken, TokenError, token_file};
 use unix::UnixSocket;
+
+/// Connections that may wait to be accepted. The libraries' own number is 128, and who comes beyond that may be reset after it was connected.
+const BACKLOG: u32 = 1024;
 
 /// A socket that is open and not yet served.
 #[derive(Debug)]
@@ -104,12 +107,12 @@ impl Listener {
                 if !addresses.iter().all(|address| address.ip().to_canonical().is_loopback()) {
                     return Err(ListenError::InTheClear(url.clone()));
                 }
-                Socket::Tcp(open(url, &addresses).await?)
+                Socket::Tcp(open(url, &addresses)?)
             }
             HostUrl::Tls(authority) => {
                 let acceptor = tls::acceptor(files)?;
                 let addresses = resolve(url, authority).await?;
-                Socket::Tls(open(url, &addresses).await?, acceptor)
+                Socket::Tls(open(url, &addresses)?, acceptor)
             }
         };
         Ok(Self { url: url.clone(), socket })
@@ -132,6 +135,21 @@ async fn resolve(url: &HostUrl, authority: &Authority) -> Result<Vec<SocketAddr>
     Ok(addresses)
 }
 
-async fn open(url: &HostUrl, addresses: &[SocketAddr]) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(addresses).await.map_err(|error| ListenError::system(url, error))
+/// Opens the first of the addresses that can be had.
+fn open(url: &HostUrl, addresses: &[SocketAddr]) -> Result<TcpListener, ListenError> {
+    let mut last = io::Error::other("the name has no address");
+    for address in addresses {
+        match listen(*address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(ListenError::system(url, last))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }

@@ -26,14 +26,12 @@ use rustix::{
 };
 use tokio::net::UnixListener;
 
-use super::ListenError;
+use super::{BACKLOG, ListenError};
 
 /// Group whose members may connect.
 const GROUP: &str = "memdex";
 /// Root and the group.
 const MODE: u32 = 0o660;
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 1024;
 
 /// A listening socket; its file is removed when this is dropped, if it is still the one that was made here.
 #[derive(Debug)]
@@ -60,7 +58,7 @@ impl UnixSocket {
         let file = fs::symlink_metadata(path).map_err(system)?;
         give_to_group(path).map_err(system)?;
         fs::set_permissions(path, fs::Permissions::from_mode(MODE)).map_err(system)?;
-        rustix::net::listen(&socket, BACKLOG).map_err(|e| system(e.into()))?;
+        rustix::net::listen(&socket, BACKLOG as i32).map_err(|e| system(e.into()))?;
         drop(lock);
 
         let listener = std::os::unix::net::UnixListener::from(socket);
