@@ -134,7 +134,7 @@ pub(crate) const RECORDS: Hot = Hot {
         let snapshot = known(PAGES, 0).snapshot();
         let mut records = Vec::with_capacity(PAGES as usize);
         work(move || {
-            records.extend(snapshot.records(None));
+            snapshot.records(None).some(PAGES, |record| records.push(record));
             assert_eq!(records.len(), PAGES as usize);
             (records, snapshot)
         })
