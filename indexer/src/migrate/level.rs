@@ -24,7 +24,7 @@ use std::time::Duration;
 /// Blocks between two choices.
 const CHOOSE: u32 = 8;
 /// Time that fewer bytes on the wire may cost, over all that is still to be sent by a connection.
-const WORTH: f64 = 0.25;
+const WORTH: f64 = 0.1;
 /// Once pages are sent as they are, they are for as long as that saves so much.
 const STILL_WORTH: f64 = WORTH / 16.0;
 /// Blocks until it is known how much there is to send.

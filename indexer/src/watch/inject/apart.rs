@@ -12,10 +12,10 @@
 
 use std::{
     borrow::Cow,
-    io::{self, Write},
+    io::{self, Read, Write},
     process::{Command, ExitCode, Stdio},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,13 @@ use crate::{
 
 /// The word on the command line of `memdexd` that makes it the process that injects.
 pub const ROLE: &str = "inject";
+
+/// Longest wait for the process: more than all the bounds that it has for its own steps.
+const LONGEST: Duration = Duration::from_secs(120);
+/// Time between two looks whether it has ended.
+const LOOK: Duration = Duration::from_micros(500);
+/// Bytes of an answer: they fit into a pipe, so nobody has to read them before the process ends.
+const MOST: u64 = 4096;
 
 static APART: AtomicBool = AtomicBool::new(false);
 
@@ -114,24 +121,39 @@ impl From<Answer> for Result<Returned, InjectError> {
     }
 }
 
-/// Has the call made, and waits for the answer. The process bounds its own steps.
+/// Has the call made, and waits for the answer.
 pub(super) fn call(process: ProcessId, call: Call) -> Result<Returned, InjectError> {
+    // Whatever is missing, it is not the VMM.
+    let failed = |error| InjectError::Io { step: Cow::Borrowed("start a process to stop"), error };
     let numbers = [u64::from(process.pid), process.start_time, call.number.cast_unsigned()];
-    let output = Command::new("/proc/self/exe")
+    let mut child = Command::new("/proc/self/exe")
         .arg(ROLE)
         .args(numbers.into_iter().chain(call.arguments).map(|number| number.to_string()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()
-        .and_then(std::process::Child::wait_with_output)
-        // Whatever is missing, it is not the VMM.
-        .map_err(|error| InjectError::Io { step: Cow::Borrowed("start a process to stop"), error })?;
-    match serde_json::from_slice::<Answer>(&output.stdout) {
+        .map_err(failed)?;
+    let begun = Instant::now();
+    let status = loop {
+        match child.try_wait().map_err(failed)? {
+            Some(status) => break status,
+            None if begun.elapsed() < LONGEST => std::thread::sleep(LOOK),
+            None => {
+                // To kill it could kill the VMM. It is only waited for, so that it does not stay as a zombie.
+                std::thread::spawn(move || drop(child.wait()));
+                return Err(InjectError::Unresponsive(LONGEST));
+            }
+        }
+    };
+    let mut answer = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(MOST).read_to_end(&mut answer).map_err(failed)?;
+    }
+    match serde_json::from_slice::<Answer>(&answer) {
         Ok(answer) => answer.into(),
         Err(_) => Err(InjectError::io("stop")(io::Error::other(format!(
-            "the process that was to do it ended with {} and said nothing",
-            output.status
+            "the process that was to do it ended with {status} and said nothing"
         )))),
     }
 }
