@@ -14,6 +14,7 @@ mod first_index;
 mod freshness;
 mod guest_cost;
 mod hashing;
+mod hot_pages;
 mod http_bulk;
 mod idle;
 mod large_host;
@@ -48,7 +49,7 @@ struct Arguments {
     /// How often each kind of migration is measured; the middle one counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=99))]
     rounds: usize,
-    /// Write what was seen into this folder: migration.md and .svg of migrations, curves.md and .svg of cost curves, large-host.md of large hosts
+    /// Write what was seen into this folder: migration.md and .svg of migrations, curves.md and .svg of cost curves, large-host.md of large hosts, hot-pages.md of the rule for hot pages
     #[arg(long, value_name = "FOLDER")]
     docs: Option<PathBuf>,
     #[command(subcommand)]
@@ -96,7 +97,7 @@ fn main() -> ExitCode {
     if wanted(&["first_index_over_hash", "first_index_over_file_hash", "daemon_bytes_per_page"]) {
         first_index::measure(&mut figures);
     }
-    if wanted(&["freshness_p99_ms", "freshness_10k_p99_ms"]) {
+    if wanted(&["freshness_1k_p99_ms", "freshness_p99_ms"]) {
         freshness::measure(&mut figures, |name| wanted(&[name]));
     }
     if wanted(&[bulk::NAME]) {
@@ -119,6 +120,9 @@ fn main() -> ExitCode {
     }
     if wanted(&guest_cost::NAMES) {
         guest_cost::measure(&mut figures);
+    }
+    if wanted(&[hot_pages::NAME]) {
+        hot_pages::measure(&mut figures, arguments.docs.as_deref());
     }
     // They are no figures: measured when somebody wants to have them.
     if wanted(&[curves::NAME]) && (arguments.only.is_some() || arguments.docs.is_some()) {

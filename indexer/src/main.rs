@@ -127,6 +127,7 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
         listeners.push(Listener::bind(url, &config.tls).await?);
     }
     abilities::report();
+    warn_of_disk(&MapFolder::new(config.maps()));
     let options = options(&config, hook_debug)?;
     let mut starting = tokio::task::spawn_blocking(|| Host::start(options));
     let host = tokio::select! {
@@ -167,6 +168,16 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
     tracing::info!("memdexd has stopped");
     signals.abort();
     Ok(())
+}
+
+/// A map changes with every page that a guest writes.
+fn warn_of_disk(maps: &MapFolder) {
+    if maps.in_memory() == Some(false) {
+        tracing::warn!(
+            folder = %maps.path().display(),
+            "the maps of the VMs are not on a tmpfs: what changes in them will be written to a disk. Put the Unix socket on a tmpfs such as /run"
+        );
+    }
 }
 
 fn options(config: &Config, hook_debug: bool) -> Result<HostOptions, Failure> {

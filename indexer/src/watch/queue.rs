@@ -21,7 +21,7 @@ use roaring::RoaringBitmap;
 
 use super::held::Held;
 
-/// Highest heat: a delay of 64 ticks, about three seconds.
+/// Highest heat: a delay of 64 ticks, 1.3 seconds.
 const HOTTEST: u8 = 7;
 /// Slots of the wheel: the longest delay in ticks, plus one.
 const SLOTS: usize = delay(HOTTEST) + 1;
@@ -73,7 +73,7 @@ impl Queue {
     }
 
     /// One tick has passed: delayed pages whose time has come are ready.
-    pub(super) fn tick(&mut self) {
+    pub fn tick(&mut self) {
         self.now = (self.now + 1) % SLOTS;
         let due = std::mem::take(&mut self.wheel[self.now]);
         self.ready |= due;
@@ -81,7 +81,7 @@ impl Queue {
 
     /// About a second has passed: what was awaited all through the last rotation is ready, heat cools down. Returns what was awaited in
     /// vain: it was marked, and no scan saw it written, nor was it thrown away: what is written and thrown away between two scans is seen by none.
-    pub(super) fn rotate(&mut self) -> RoaringBitmap {
+    pub fn rotate(&mut self) -> RoaringBitmap {
         let old = std::mem::take(&mut self.awaited[1]);
         self.awaited[1] = std::mem::take(&mut self.awaited[0]);
         self.ready |= &old;

@@ -15,6 +15,9 @@ use rustix::fs::{FallocateFlags, FlockOperation};
 use super::{CHUNKS, HEAD, Left, SLOTS, Store, TABLE, area::Area};
 use crate::{vm::descriptor::ProcessId, watch::process::identify};
 
+/// statfs(2) says so of a ramfs, linux/magic.h.
+const RAMFS_MAGIC: libc::c_long = 0x858458f6;
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct MapFolder {
@@ -26,6 +29,20 @@ impl MapFolder {
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self { path }
+    }
+
+    /// Whether what is written there stays in memory: on a disk each change of a map would be written sooner or later. None if it cannot be told.
+    #[must_use]
+    pub fn in_memory(&self) -> Option<bool> {
+        // The folder itself may be yet to be made.
+        let system = self.path.ancestors().find_map(|path| rustix::fs::statfs(path).ok())?;
+        Some([libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&(system.f_type as libc::c_long)))
+    }
+
+    /// Where the maps are.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What an earlier daemon left of this process: nothing, a map that is whole, or something that is of no use.
