@@ -18,6 +18,8 @@ struct Program {
     arguments: Option<&'static [&'static str]>,
     /// The same on a kernel that can't track page by page.
     without_scan: Option<&'static [&'static str]>,
+    /// It takes a minute, most of it on one processor: it runs beside what comes after it, on the other one.
+    beside: bool,
 }
 
 /// There is no QEMU in here, so what needs one is left out; so is what repeats a thing hundreds of times or measures time.
@@ -26,9 +28,10 @@ const PROGRAMS: [Program; 6] = [
         name: "ebpf",
         arguments: Some(&[]),
         without_scan: Some(&["--skip", "the_marks_and_the_page_table"]),
+        beside: false,
     },
-    Program { name: "ebpf", arguments: None, without_scan: Some(&["--ignored", "soft_dirty"]) },
-    Program { name: "memory", arguments: Some(&[]), without_scan: Some(&[]) },
+    Program { name: "ebpf", arguments: None, without_scan: Some(&["--ignored", "soft_dirty"]), beside: false },
+    Program { name: "memory", arguments: Some(&[]), without_scan: Some(&[]), beside: false },
     Program {
         name: "witness",
         arguments: Some(&[
@@ -40,28 +43,34 @@ const PROGRAMS: [Program; 6] = [
             "of_an_unprivileged_process",
         ]),
         without_scan: None,
+        beside: false,
     },
     Program {
         name: "tiny_guest_soundness",
         arguments: Some(&["anonymous_ram_with_dirty_ring", "slots_may_change"]),
         without_scan: Some(&["slots_may_change"]),
+        beside: true,
     },
     // What differs between kernels: each guest, daemon and sync takes its time in here.
     Program {
         name: "conformance",
         arguments: Some(&["--exact", "write_protection"]),
         without_scan: Some(&["no_write_protection"]),
+        beside: false,
     },
 ];
 
 pub(crate) fn check(reporter: &mut Reporter, abilities: &Abilities, folder: &Path) {
-    let (mut passed, mut all) = (0, 0);
-    for program in PROGRAMS {
+    let wanted = PROGRAMS.iter().filter_map(|program| {
         let arguments = if abilities.page_by_page() { program.arguments } else { program.without_scan };
-        let Some(arguments) = arguments else { continue };
+        arguments.map(|arguments| (program, arguments))
+    });
+    let run = |name: &str, arguments| Outcome::of(&folder.join(name), arguments);
+    let (mut passed, mut all) = (0, 0);
+    let mut judge = |reporter: &mut Reporter, name: &str, run: &mut dyn FnMut() -> Result<Outcome, String>| {
         let mut outcome = Outcome::default();
-        reporter.check(&format!("tests of {}", program.name), || {
-            outcome = Outcome::of(&folder.join(program.name), arguments)?;
+        reporter.check(&format!("tests of {name}"), || {
+            outcome = run()?;
             outcome.judge()
         });
         passed += outcome.passed;
@@ -69,7 +78,22 @@ pub(crate) fn check(reporter: &mut Reporter, abilities: &Abilities, folder: &Pat
         for (name, value) in outcome.facts {
             reporter.fact(&name, value);
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        let mut beside = Vec::new();
+        for (program, arguments) in wanted {
+            let name = program.name;
+            if program.beside {
+                beside.push((name, scope.spawn(move || run(name, arguments))));
+            } else {
+                judge(reporter, name, &mut || run(name, arguments));
+            }
+        }
+        for (name, thread) in beside {
+            let mut outcome = Some(thread.join().unwrap_or_else(|_| Err("it could not be run".to_owned())));
+            judge(reporter, name, &mut || outcome.take().expect("it is asked once"));
+        }
+    });
     reporter.fact("tests passed", format!("{passed} of {all}"));
 }
 
@@ -86,7 +110,7 @@ impl Outcome {
     /// Runs a program; what it prints goes on to the console.
     fn of(program: &Path, arguments: &[&str]) -> Result<Self, String> {
         let mut command = Command::new(program);
-        // One at a time: the processor is slow, and tests that wait for each other's time would fail for no reason.
+        // One at a time: the processors are slow, and tests that wait for each other's time would fail for no reason.
         command.args(["--test-threads", "1", "--show-output"]).args(arguments);
         let failed = |error: std::io::Error| format!("{}: {error}", program.display());
         let mut child = command.stdout(Stdio::piped()).spawn().map_err(failed)?;
