@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod peer;
 pub mod picture;
+pub mod program;
 pub mod units;
 pub mod vm;
 pub mod watch;

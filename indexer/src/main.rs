@@ -155,6 +155,7 @@ async fn run(config: Config, hook_debug: bool) -> Result<(), Failure> {
         server.serve(listener);
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "memdexd is ready");
+    indexer::program::let_go_of_code();
 
     stop.cancelled().await;
     // Migrations are called off, and the guests put back, while requests end.

@@ -30,7 +30,12 @@ const PROGRAMS: [Program; 6] = [
         without_scan: Some(&["--skip", "the_marks_and_the_page_table"]),
         beside: false,
     },
-    Program { name: "ebpf", arguments: None, without_scan: Some(&["--ignored", "soft_dirty"]), beside: false },
+    Program {
+        name: "ebpf",
+        arguments: None,
+        without_scan: Some(&["--ignored", "soft_dirty"]),
+        beside: false,
+    },
     Program { name: "memory", arguments: Some(&[]), without_scan: Some(&[]), beside: false },
     Program {
         name: "witness",
@@ -67,18 +72,19 @@ pub(crate) fn check(reporter: &mut Reporter, abilities: &Abilities, folder: &Pat
     });
     let run = |name: &str, arguments| Outcome::of(&folder.join(name), arguments);
     let (mut passed, mut all) = (0, 0);
-    let mut judge = |reporter: &mut Reporter, name: &str, run: &mut dyn FnMut() -> Result<Outcome, String>| {
-        let mut outcome = Outcome::default();
-        reporter.check(&format!("tests of {name}"), || {
-            outcome = run()?;
-            outcome.judge()
-        });
-        passed += outcome.passed;
-        all += outcome.passed + outcome.failed.len();
-        for (name, value) in outcome.facts {
-            reporter.fact(&name, value);
-        }
-    };
+    let mut judge =
+        |reporter: &mut Reporter, name: &str, how: &str, run: &mut dyn FnMut() -> Result<Outcome, String>| {
+            let mut outcome = Outcome::default();
+            reporter.check(&format!("tests of {name}"), || {
+                outcome = run()?;
+                outcome.judge().map(|detail| detail + how)
+            });
+            passed += outcome.passed;
+            all += outcome.passed + outcome.failed.len();
+            for (name, value) in outcome.facts {
+                reporter.fact(&name, value);
+            }
+        };
     std::thread::scope(|scope| {
         let mut beside = Vec::new();
         for (program, arguments) in wanted {
@@ -86,12 +92,12 @@ pub(crate) fn check(reporter: &mut Reporter, abilities: &Abilities, folder: &Pat
             if program.beside {
                 beside.push((name, scope.spawn(move || run(name, arguments))));
             } else {
-                judge(reporter, name, &mut || run(name, arguments));
+                judge(reporter, name, "", &mut || run(name, arguments));
             }
         }
         for (name, thread) in beside {
             let mut outcome = Some(thread.join().unwrap_or_else(|_| Err("it could not be run".to_owned())));
-            judge(reporter, name, &mut || outcome.take().expect("it is asked once"));
+            judge(reporter, name, ", beside the others", &mut || outcome.take().expect("it is asked once"));
         }
     });
     reporter.fact("tests passed", format!("{passed} of {all}"));
