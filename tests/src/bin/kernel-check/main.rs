@@ -47,10 +47,12 @@ fn main() -> ExitCode {
     reporter.check("KVM translates guest addresses with two-stage page tables", abilities::two_stage_kvm);
     daemon::check(&mut reporter, &abilities);
     cost::check(&mut reporter, &abilities);
+    // Not before the costs are known: it takes a processor.
+    let beside = programs::Beside::start(&abilities, &tests);
     if abilities.whole() {
         bits::check(&mut reporter);
     }
-    programs::check(&mut reporter, &abilities, &tests);
+    programs::check(&mut reporter, &abilities, &tests, beside);
     reporter.end();
     ExitCode::SUCCESS
 }
