@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
+    sync::Arc,
 };
 
 use memdex_wire::{
@@ -20,14 +21,19 @@ use crate::{map::MapSnapshot, peer};
 /// Current pages in a pass: some hundred MiB of working memory, and 8 GiB of guest memory.
 const PASS: u64 = 2 << 20;
 
-/// Pages of a VM by what would have to be done with them to bring them to the host `peer`.
+/// Pages of a VM by what would have to be done with them to bring them to the host `peer`. `place` is kept for as long as anything of that goes on, also if nobody waits
+/// for it any more.
 ///
 /// # Errors
 /// If the peer cannot be asked.
-pub async fn compare(peer: &Client, snapshot: &MapSnapshot) -> Result<DiffCounts, Problem> {
+pub async fn compare<P: Send + Sync + 'static>(
+    peer: &Client,
+    snapshot: &MapSnapshot,
+    place: &Arc<P>,
+) -> Result<DiffCounts, Problem> {
     // An unsettled page is nearly always what it was, and whoever copies it hashes it again.
     let counts = snapshot.held_counts();
-    let matched = matched(peer, snapshot).await?;
+    let matched = matched(peer, snapshot, place).await?;
     let missing = counts.current.checked_sub(matched).ok_or_else(|| {
         Problem::new(Code::Internal, "the map does not add up: see the daemon's log and report it")
     })?;
@@ -36,17 +42,25 @@ pub async fn compare(peer: &Client, snapshot: &MapSnapshot) -> Result<DiffCounts
 }
 
 /// Counts the current pages whose content the peer holds.
-async fn matched(peer: &Client, snapshot: &MapSnapshot) -> Result<u64, Problem> {
+async fn matched<P: Send + Sync + 'static>(
+    peer: &Client,
+    snapshot: &MapSnapshot,
+    place: &Arc<P>,
+) -> Result<u64, Problem> {
     let passes = snapshot.held_counts().current.div_ceil(PASS);
     // Random, so that a guest cannot choose contents that all fall into one pass or one bucket.
     let hasher = RandomState::new();
     let mut matched = 0;
     for pass in 0..passes {
-        let (snapshot, hasher) = (snapshot.clone(), hasher.clone());
-        let (fingerprints, pages) =
-            tokio::task::spawn_blocking(move || distinct(&snapshot, hasher, pass, passes)).await.map_err(
-                |_| Problem::new(Code::Unavailable, "this memdexd is stopping: try again when it is back"),
-            )?;
+        let (snapshot, hasher, place) = (snapshot.clone(), hasher.clone(), Arc::clone(place));
+        let pass = move || {
+            let found = distinct(&snapshot, hasher, pass, passes);
+            drop(place);
+            found
+        };
+        let (fingerprints, pages) = tokio::task::spawn_blocking(pass).await.map_err(|_| {
+            Problem::new(Code::Unavailable, "this memdexd is stopping: try again when it is back")
+        })?;
         let held = peer.lookup(&fingerprints).await.map_err(|error| peer::problem(&error))?;
         matched += held.iter().map(|i| pages.get(i as usize).map_or(0, |n| u64::from(*n))).sum::<u64>();
     }

@@ -1,14 +1,18 @@
 //! The program's own code in memory. Owns nothing: the system does, and brings back what is used.
 #![expect(unsafe_code, reason = "madvise(2) is told of addresses")]
 
-use std::fs;
+use std::{fs, sync::OnceLock};
 
 /// Lets go of the code that has run up to now. What is used again is mapped again from the page cache, by itself; what only the start needed (reading the kernel's
-/// types, loading programs, understanding arguments) is some megabytes, and is not resident for months because of that.
+/// types, loading programs, understanding arguments), or attaching to a VM, is some megabytes, and is not resident for months because of that.
 pub fn let_go_of_code() {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let Ok(program) = fs::read_link("/proc/self/exe") else { return };
-    let Some(code) = program.to_str().and_then(|program| code(&maps, program)) else { return };
+    /// It stays where it is.
+    static CODE: OnceLock<Option<(usize, usize)>> = OnceLock::new();
+    let found = CODE.get_or_init(|| {
+        let program = fs::read_link("/proc/self/exe").ok()?;
+        code(&fs::read_to_string("/proc/self/maps").ok()?, program.to_str()?)
+    });
+    let Some(code) = *found else { return };
     // SAFETY: the range is code of this program's file, mapped privately and not writable. Nobody has written it: it is position-independent, so nothing in it was relocated.
     // All that goes is the entry in the page table; whoever runs into it has the same bytes mapped again. (A debugger's break points would be lost.)
     unsafe {

@@ -177,3 +177,25 @@ fn readers_that_stop_shut_nobody_out_and_hold_no_memory() {
     }
     assert!(cut_off > 0, "places were taken back");
 }
+
+#[test]
+fn senders_that_stop_shut_nobody_out() {
+    let scratch = Scratch::new("send");
+    let (daemon, _guest, vm) = start(&scratch, 16);
+    let questions = questions(&daemon, &vm);
+    for (request, expected) in &questions[1..] {
+        let stopped: Vec<_> = (0..STOPPED)
+            .map(|_| {
+                let mut stream = UnixStream::connect(daemon.socket()).expect("the daemon listens");
+                stream.write_all(&request[..request.len() - 1]).expect("the daemon reads");
+                stream
+            })
+            .collect();
+        let sender = UnixStream::connect(daemon.socket()).expect("the daemon listens");
+        sender.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+        let answer = http::exchange(sender, request).expect("a whole answer");
+        assert_eq!(answer.status, 200, "a sender is told: {}", String::from_utf8_lossy(&answer.body));
+        assert!(answer.body == *expected);
+        drop(stopped);
+    }
+}

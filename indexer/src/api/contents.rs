@@ -41,8 +41,9 @@ pub(super) async fn post(State(state): State<ApiState>, request: Request) -> Res
     if media.as_deref() != Some(bulk::FINGERPRINTS) {
         return Err(extract::unsupported(media.as_deref(), &[bulk::FINGERPRINTS]));
     }
-    let place = state.gates.contents.enter().await?;
+    // A list is small: who is slow to send it holds no place meanwhile.
     let body = extract::body(request, bulk::MAX_CONTENTS_REQUEST_BYTES).await?;
+    let place = state.gates.contents.enter().await?;
     let (key, list) = bulk::decode_fingerprints(&body).map_err(lookup::undecodable)?;
     if list.len() > bulk::MAX_CONTENTS {
         let detail = format!(

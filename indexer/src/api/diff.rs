@@ -16,7 +16,11 @@ use super::{
     negotiate::{JSON, choose},
     problem::ApiError,
 };
-use crate::compare::compare;
+use crate::{
+    compare::compare,
+    host::{Vm, status::Status},
+    map::MapSnapshot,
+};
 
 /// Which host.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -57,30 +61,32 @@ pub(super) async fn get(
     let start = Instant::now();
     let peer = state.peers.client(&wanted.to)?;
     let followed = state.peers.pictures().get(&wanted.to).filter(|_| !wanted.ask);
-    // Before the snapshot: the bound holds for what the snapshot shows.
-    let freshness = vm.freshness();
-    let (staleness_ms, oldest_mark_ms) = (freshness.staleness_ms(), freshness.oldest_mark_ms());
-    let status = vm.status();
-    let snapshot = vm.snapshot();
+    // What is worked on is kept, with the place for it, until that is done, even if the client goes away meanwhile.
     let known = match followed {
         Some(picture) => {
-            let _place = state.gates.known_diffs.enter().await?;
-            let (picture, map, snapshot) = (Arc::clone(picture), vm.map_id(), snapshot.clone());
+            let place = state.gates.known_diffs.enter().await?;
+            let seen = Seen::of(&vm);
+            let (picture, map, snapshot) = (Arc::clone(picture), vm.map_id(), seen.snapshot.clone());
             // The first look at a VM takes a while.
-            tokio::task::spawn_blocking(move || picture.diff(map, &snapshot)).await.ok().flatten()
+            let look = move || (picture.diff(map, &snapshot), place);
+            let known = tokio::task::spawn_blocking(look).await.ok().and_then(|(known, _)| known);
+            known.map(|known| (seen, known))
         }
         None => None,
     };
-    let pages = match known {
-        Some(known) => known.pages,
+    let (seen, pages, age) = match known {
+        Some((seen, known)) => (seen, known.pages, Some(known.age)),
         None => {
-            let _place = state.gates.diffs.enter().await?;
-            tokio::select! {
-                pages = compare(&peer, &snapshot) => pages?,
+            let place = Arc::new(state.gates.diffs.enter().await?);
+            let seen = Seen::of(&vm);
+            let pages = tokio::select! {
+                pages = compare(&peer, &seen.snapshot, &place) => pages?,
                 () = state.stop.cancelled() => return Err(ApiError::stopping()),
-            }
+            };
+            (seen, pages, None)
         }
     };
+    let Seen { staleness_ms, oldest_mark_ms, status, snapshot } = seen;
     Ok(Json(Diff {
         vm: vm.id().to_owned(),
         to: peer.host().to_string(),
@@ -93,7 +99,28 @@ pub(super) async fn get(
         mismatches: vm.counters.mismatches.get(),
         pages,
         bytes: pages.in_bytes(),
-        picture_age_ms: known.map(|known| u64::try_from(known.age.as_millis()).unwrap_or(u64::MAX)),
+        picture_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         elapsed_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
     }))
+}
+
+/// A VM as it is looked at.
+struct Seen {
+    staleness_ms: u64,
+    oldest_mark_ms: u64,
+    status: Status,
+    snapshot: MapSnapshot,
+}
+
+impl Seen {
+    fn of(vm: &Vm) -> Self {
+        // Before the snapshot: the bound holds for what the snapshot shows.
+        let freshness = vm.freshness();
+        Self {
+            staleness_ms: freshness.staleness_ms(),
+            oldest_mark_ms: freshness.oldest_mark_ms(),
+            status: vm.status(),
+            snapshot: vm.snapshot(),
+        }
+    }
 }

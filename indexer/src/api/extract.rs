@@ -12,7 +12,11 @@ use memdex_wire::problem::Code;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use super::{ApiState, problem::ApiError};
+use super::{
+    ApiState,
+    gate::{Place, UNUSED},
+    problem::ApiError,
+};
 use crate::host::Vm;
 
 /// Time for a whole request body.
@@ -57,24 +61,36 @@ pub(super) async fn body(request: Request<Body>, limit: usize) -> Result<Bytes, 
     within_bounds(limit, Limited::new(request.into_body(), limit).collect()).await.map(Collected::to_bytes)
 }
 
-/// The same for who takes the body as it comes.
+/// The same for who takes the body as it comes, and holds a place meanwhile: who sends nothing gives it up if others wait for it.
 pub(super) async fn pieces(
     request: Request<Body>,
     limit: usize,
+    place: &Place,
     mut each: impl FnMut(&[u8]),
 ) -> Result<(), ApiError> {
     check_announced(&request, limit)?;
     let mut body = Limited::new(request.into_body(), limit);
     let all = async {
-        while let Some(frame) = body.frame().await {
-            if let Some(piece) = frame?.data_ref() {
-                each(piece);
+        loop {
+            match timeout(UNUSED, body.frame()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(frame)) => {
+                    if let Some(piece) = frame?.data_ref() {
+                        each(piece);
+                    }
+                }
+                Err(_) if place.wanted() => return Err(Idle.into()),
+                Err(_) => {}
             }
         }
-        Ok(())
     };
     within_bounds(limit, all).await
 }
+
+/// Nothing of a body came, and others wait.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing of the body came for {} seconds while others wait", UNUSED.as_secs())]
+struct Idle;
 
 fn too_large(limit: usize) -> ApiError {
     ApiError::new(Code::TooLarge, format!("the body is larger than {limit} bytes: split it"))
@@ -93,6 +109,9 @@ async fn within_bounds<T>(
     match timeout(BODY_TIMEOUT, read).await {
         Ok(Ok(read)) => Ok(read),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit)),
+        Ok(Err(error)) if error.is::<Idle>() => {
+            Err(ApiError::new(Code::Timeout, format!("{error}: send it in one go")))
+        }
         Ok(Err(_)) => Err(ApiError::bad_request("the body ended before it was complete: send it again")),
         Err(_) => Err(ApiError::new(
             Code::Timeout,

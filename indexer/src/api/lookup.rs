@@ -59,9 +59,9 @@ pub(super) async fn post(State(state): State<ApiState>, request: Request) -> Res
 }
 
 async fn binary(state: &ApiState, request: Request) -> Result<Response, ApiError> {
-    let _place = state.gates.lookups.enter().await?;
+    let place = state.gates.lookups.enter().await?;
     let mut list = List::new(state.host.finder());
-    extract::pieces(request, bulk::MAX_LOOKUP_BYTES, |piece| list.push(piece)).await?;
+    extract::pieces(request, bulk::MAX_LOOKUP_BYTES, &place, |piece| list.push(piece)).await?;
     let (asked, held) = list.end().map_err(undecodable)?;
     count(state, u64::from(asked), &held);
     Ok(([(header::CONTENT_TYPE, bulk::BITMAP)], bulk::encode_bitmap(asked, &held)).into_response())
@@ -160,7 +160,8 @@ impl List {
 
 async fn json(state: &ApiState, request: Request) -> Result<Response, ApiError> {
     let place = state.gates.lookups.enter().await?;
-    let body = extract::body(request, MAX_JSON_BYTES).await?;
+    let mut body = Vec::new();
+    extract::pieces(request, MAX_JSON_BYTES, &place, |piece| body.extend_from_slice(piece)).await?;
     let LookupRequest { fingerprints } = extract::json(&body)?;
     if fingerprints.len() > MAX_JSON_LOOKUP {
         let count = fingerprints.len();

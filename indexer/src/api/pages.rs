@@ -72,7 +72,7 @@ pub(super) async fn get(
     if let Some(answer) = unchanged(vm.generation()) {
         return Ok(answer);
     }
-    let place = state.gates.maps.enter().await?;
+    let mut place = state.gates.maps.enter().await?;
     let snapshot = vm.snapshot();
     let etag = format!("\"{}\"", snapshot.generation());
     let since = which.since.map(Generation);
@@ -82,7 +82,13 @@ pub(super) async fn get(
             // Those since a generation have to be looked for in the whole map.
             let records = match since {
                 None => counted.record_count(None),
-                since => tokio::task::spawn_blocking(move || counted.record_count(since)).await?,
+                since => {
+                    // The place is kept until that is done, even if the client goes away meanwhile.
+                    let count = move || (counted.record_count(since), place);
+                    let (records, back) = tokio::task::spawn_blocking(count).await?;
+                    place = back;
+                    records
+                }
             };
             let pages = u64::from(snapshot.pages());
             let header = PagesHeader { generation: snapshot.generation().0, pages, records };

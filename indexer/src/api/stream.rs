@@ -10,7 +10,10 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -186,7 +189,7 @@ impl Drop for Sent {
 pub(super) struct Sink {
     buffer: Vec<u8>,
     buffers: Buffers,
-    pieces: mpsc::Sender<io::Result<Bytes>>,
+    pieces: mpsc::Sender<Bytes>,
     end: Instant,
     place: Place,
 }
@@ -205,7 +208,7 @@ impl Sink {
     fn flush(&mut self) -> Result<(), Gone> {
         let fresh = self.buffers.take();
         let piece = self.buffers.lend(std::mem::replace(&mut self.buffer, fresh));
-        let mut piece = match self.pieces.try_send(Ok(piece)) {
+        let mut piece = match self.pieces.try_send(piece) {
             Ok(()) => return Ok(()),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(Gone),
             Err(mpsc::error::TrySendError::Full(piece)) => Some(piece),
@@ -229,31 +232,24 @@ impl Sink {
 /// A body of what `make` writes, on a thread of its own. An error of `make` cuts it off, as with [`made`].
 pub(super) fn read(place: Place, make: impl FnOnce(&mut Sink) -> Result<(), Gone> + Send + 'static) -> Body {
     let (pieces, receiver) = mpsc::channel(WAITING);
+    let complete = Arc::new(AtomicBool::new(false));
+    let completed = Arc::clone(&complete);
     tokio::task::spawn_blocking(move || {
         let buffers = Buffers::default();
         let mut sink = Sink { buffer: buffers.take(), buffers, pieces, end: Instant::now() + LONGEST, place };
-        // A panic in `make` must not look like the end either.
-        let mut guard = CutOff { pieces: sink.pieces.clone(), complete: false };
-        guard.complete = make(&mut sink).and_then(|()| sink.flush()).is_ok();
-        drop(sink);
-    });
-    Body::from_stream(stream::unfold(receiver, |mut receiver| async {
-        receiver.recv().await.map(|piece| (piece, receiver))
-    }))
-}
-
-/// Makes the body end with an error unless it is complete.
-struct CutOff {
-    pieces: mpsc::Sender<io::Result<Bytes>>,
-    complete: bool,
-}
-
-impl Drop for CutOff {
-    fn drop(&mut self) {
-        if !self.complete {
-            let _ = self.pieces.blocking_send(Err(incomplete()));
+        if make(&mut sink).and_then(|()| sink.flush()).is_ok() {
+            completed.store(true, Release);
         }
-    }
+        // Only now the channel ends. A panic in `make` ends it too, and does not look like the end of the body.
+    });
+    Body::from_stream(stream::unfold(Some((receiver, complete)), |state| async {
+        let (mut receiver, complete) = state?;
+        match receiver.recv().await {
+            Some(piece) => Some((Ok(piece), Some((receiver, complete)))),
+            None if complete.load(Acquire) => None,
+            None => Some((Err(incomplete()), None)),
+        }
+    }))
 }
 
 fn incomplete() -> io::Error {

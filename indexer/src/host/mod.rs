@@ -10,7 +10,7 @@ mod haste;
 mod kept;
 mod picture;
 mod registry;
-mod status;
+pub(crate) mod status;
 mod vm;
 
 use std::{

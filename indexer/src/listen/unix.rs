@@ -11,10 +11,7 @@ use std::{
     fs, io,
     os::{
         fd::OwnedFd,
-        unix::{
-            fs::{FileTypeExt, MetadataExt, PermissionsExt},
-            net::UnixStream,
-        },
+        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -22,6 +19,7 @@ use std::{
 use migrate_client::HostUrl;
 use rustix::{
     fs::{CWD, FlockOperation, Gid, Mode, OFlags, Uid},
+    io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
 use tokio::net::UnixListener;
@@ -87,14 +85,23 @@ fn clear(url: &HostUrl, path: &Path) -> Result<(), ListenError> {
     if !kind.is_socket() {
         return Err(ListenError::NotASocket(path.to_owned()));
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+    match connect(path) {
+        // Also when its queue is full (EAGAIN): somebody has it open.
+        Ok(()) | Err(Errno::AGAIN) => Err(ListenError::Busy(url.clone())),
+        Err(Errno::CONNREFUSED) => {
             tracing::info!(path = %path.display(), "replacing the socket of a daemon that is gone");
             fs::remove_file(path).map_err(|error| ListenError::system(url, error))
         }
-        // Also when its queue is full (EAGAIN): somebody has it open.
-        _ => Err(ListenError::Busy(url.clone())),
+        Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(ListenError::system(url, error.into())),
     }
+}
+
+/// Tries to connect. Does not wait: who has the socket may be hung, with his queue full.
+fn connect(path: &Path) -> Result<(), Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
 }
 
 /// Holds off other daemons that start with a socket in the same folder. Released when it is dropped.
@@ -113,7 +120,7 @@ fn give_to_group(path: &Path) -> io::Result<()> {
     };
     let owner = rustix::process::geteuid().is_root().then_some(Uid::ROOT);
     match rustix::fs::chownat(CWD, path, owner, Some(group), rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
-        Err(rustix::io::Errno::PERM) => {
+        Err(Errno::PERM) => {
             tracing::warn!(
                 "not allowed to give {} to the group {GROUP}: only this user may use it",
                 path.display()
@@ -138,6 +145,8 @@ fn find_group(groups: &str, name: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     fn url(path: &Path) -> HostUrl {
@@ -176,6 +185,18 @@ mod tests {
         assert!(path.exists(), "a stale socket stands there");
         let _second = UnixSocket::bind(&url(&path), &path).unwrap();
         assert!(UnixStream::connect(&path).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_is_hung_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.sock");
+        let first = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&first, 0).unwrap();
+        // Its queue holds one, and nobody takes it out.
+        let _waiting = UnixStream::connect(&path).unwrap();
+        let error = UnixSocket::bind(&url(&path), &path).unwrap_err();
+        assert!(error.to_string().contains("another memdexd is serving"), "{error}");
     }
 
     #[tokio::test]

@@ -144,6 +144,35 @@ fn stops_and_continues_in_between_are_kept() {
     victim.finish_well();
 }
 
+/// Another thread takes the signal while one is lent out, and all of them stop: that one too, with registers that are not its own.
+#[test]
+fn a_stop_of_the_whole_process_in_the_midst_of_a_call_harms_nobody() {
+    let victim = Victim::spawn(|shared| {
+        with_second_thread(shared);
+        idle(shared);
+    });
+    victim.await_rounds(1);
+    let process = victim.process();
+    for round in 0..400u64 {
+        let begun = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_micros(round * 7 % 600));
+                victim.signal(libc::SIGSTOP);
+            });
+            match inject::call(&process, GETPID) {
+                Ok(_) | Err(InjectError::Stopped) => {}
+                Err(other) => panic!("round {round}: {other}"),
+            }
+        });
+        assert!(begun.elapsed() < Duration::from_secs(4), "round {round} took {:?}", begun.elapsed());
+        victim.await_state('T');
+        victim.signal(libc::SIGCONT);
+        victim.await_rounds(victim.shared.rounds.load(SeqCst) + 2);
+    }
+    victim.finish_well();
+}
+
 #[test]
 fn a_traced_process_is_left_to_its_tracer() {
     let victim = Victim::spawn(idle);

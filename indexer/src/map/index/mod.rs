@@ -39,7 +39,7 @@ mod places;
 mod table;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -77,6 +77,8 @@ pub struct IndexStatistics {
     pub left_out: u64,
 }
 
+/// Most tags of a shard, times maps, of which it is remembered that places were left out; beyond that places may have been left out of every tag.
+const CROWDED: usize = 1 << 12;
 /// Most entries with one tag.
 const SAME_TAG: usize = 32;
 /// Bits that choose the shard. Each has memory for half a block of every size of cells in use, so they are no more than keep some dozen threads apart.
@@ -113,10 +115,38 @@ pub struct Sorter {
 struct Shard {
     table: Table,
     places: Places,
-    /// Tags of which places were left out, as long as any place with the tag is known.
-    crowded: HashSet<u64>,
+    /// How many places of each tag and map were left out, and are not gone since.
+    crowded: BTreeMap<(u64, MapId), u32>,
     /// Places were left out for want of room, of whatever tag.
     short: bool,
+}
+
+impl Shard {
+    fn leave_out(&mut self, tag: u64, map: MapId) {
+        let full = self.crowded.len() >= CROWDED;
+        match self.crowded.entry((tag, map)) {
+            Entry::Occupied(mut places) => *places.get_mut() = places.get().saturating_add(1),
+            Entry::Vacant(_) if full => self.short = true,
+            Entry::Vacant(room) => {
+                room.insert(1);
+            }
+        }
+    }
+
+    /// A place that is not known holds a content no more. Returns whether it had been left out.
+    fn has_gone(&mut self, tag: u64, map: MapId) -> bool {
+        let Some(places) = self.crowded.get_mut(&(tag, map)) else { return false };
+        *places -= 1;
+        if *places == 0 {
+            self.crowded.remove(&(tag, map));
+        }
+        true
+    }
+
+    /// Whether there may be places that are not known.
+    fn leaves_out(&self, tag: u64) -> bool {
+        self.short || self.crowded.range((tag, MapId(0))..=(tag, MapId(u32::MAX))).next().is_some()
+    }
 }
 
 /// Fingerprint → places. Sharded, so that trackers of many VMs and lookups do not wait for one another.
@@ -140,7 +170,7 @@ impl ContentIndex {
             Mutex::new(Shard {
                 table: Table::new(),
                 places: Places::default(),
-                crowded: HashSet::new(),
+                crowded: BTreeMap::new(),
                 short: false,
             })
         };
@@ -205,9 +235,7 @@ impl ContentIndex {
         let number = shard.places.give(place);
         match number.map_or(Inserted::Full, |number| shard.table.insert(tag, number, SAME_TAG)) {
             Inserted::There => return,
-            Inserted::Crowded => {
-                shard.crowded.insert(tag);
-            }
+            Inserted::Crowded => shard.leave_out(tag, place.map),
             Inserted::Full => shard.short = true,
         }
         self.left_out.fetch_add(1, Relaxed);
@@ -215,8 +243,13 @@ impl ContentIndex {
 
     fn go(&self, shard: &mut Shard, tag: u64, prefix: u64, place: Place) {
         let Some(number) = shard.places.number(place) else { return };
-        if shard.table.remove(tag, number) == Some(false) {
-            shard.crowded.remove(&tag);
+        let last = match shard.table.remove(tag, number) {
+            Some(more) => !more,
+            // It may have been left out, and be the last one of those.
+            None => shard.has_gone(tag, place.map) && !shard.table.contains(tag),
+        };
+        // Where places were left out, the content may be at one of them: nobody is told that it has gone.
+        if last && !shard.leaves_out(tag) {
             self.changes.note(Change::new(prefix, false));
         }
     }
@@ -226,7 +259,7 @@ impl ContentIndex {
     pub fn candidates(&self, prefix: u64, places: &mut Vec<Place>) -> bool {
         let (shard, tag) = self.shard(prefix);
         places.extend(shard.table.places(tag).filter_map(|number| shard.places.place(number)));
-        shard.short || shard.crowded.contains(&tag)
+        shard.leaves_out(tag)
     }
 
     /// The same for many prefixes, a few thousand: calls `each` with the number of a prefix and a place, in any order of prefixes. What has to come from memory comes for some of
@@ -281,8 +314,7 @@ impl ContentIndex {
             {
                 let Shard { table, places, crowded, short } = &mut *lock(shard);
                 places.take_back(ranges);
-                crowded.retain(|tag| table.contains(*tag));
-                crowded.shrink_to(2 * crowded.len());
+                crowded.retain(|(_, of), _| *of != map);
                 *short &= table.len() > 0;
             }
             while !lock(shard).table.shrink(AT_ONCE) {}

@@ -57,10 +57,45 @@ fn one_content_everywhere_makes_no_endless_chain() {
         assert!(index.candidates(print(1).prefix(), &mut places));
     }
     index.remove(&print(1), Place { map: MapId(0), page: SAME_TAG as u32 - 1 });
-    assert!(!index.candidates(print(1).prefix(), &mut places));
+    // And after that: of those that were left out nobody has said that they are gone.
+    assert!(index.candidates(print(1).prefix(), &mut places));
     let statistics = index.statistics();
     assert_eq!(statistics.entries, 0);
     assert_eq!(statistics.left_out, 100_000 - SAME_TAG as u64);
+    index.forget(MapId(0));
+    assert!(!index.candidates(print(1).prefix(), &mut places), "an empty index has left nothing out");
+}
+
+#[test]
+fn a_content_has_not_gone_with_the_places_of_it_that_are_known() {
+    let index = ContentIndex::new().unwrap();
+    let place = |map, page| Place { map: MapId(map), page };
+    for map in 0..2 {
+        (0..SAME_TAG as u32).for_each(|page| index.insert(&print(1), place(map, page)));
+    }
+    index.insert(&print(2), place(1, 100));
+    // All places that were left out are of the other VM.
+    index.forget(MapId(0));
+    assert!(index.candidates(print(1).prefix(), &mut Vec::new()), "there may be more");
+    assert!(!index.candidates(print(2).prefix(), &mut Vec::new()));
+}
+
+#[test]
+fn a_guest_cannot_make_the_daemon_remember_ever_more_crowded_contents() {
+    let index = ContentIndex::new().unwrap();
+    let crowded =
+        |index: &ContentIndex| -> usize { index.shards.iter().map(|shard| lock(shard).crowded.len()).sum() };
+    for content in 0..(CROWDED as u64 + 100) << SHARD {
+        let print = Fingerprint::new(*blake3::hash(&content.to_le_bytes()).as_bytes());
+        for page in 0..=SAME_TAG as u32 {
+            index.insert(&print, Place { map: MapId(0), page });
+        }
+        // All but one are seen to go; of that one nobody says so.
+        (0..SAME_TAG as u32).for_each(|page| index.remove(&print, Place { map: MapId(0), page }));
+    }
+    assert!(crowded(&index) <= CROWDED << SHARD);
+    index.forget(MapId(0));
+    assert_eq!(crowded(&index), 0);
 }
 
 #[test]

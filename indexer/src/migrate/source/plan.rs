@@ -67,7 +67,7 @@ pub(crate) async fn plan(
     let mut checks = found.checks;
     checks.extend(ask(client, vm, request, version, found.backends).await);
     let snapshot = vm.snapshot();
-    let pages = compare(client, &snapshot).await?;
+    let pages = compare(client, &snapshot, &Arc::new(())).await?;
     sleep_until((begun + LOOK).into()).await;
     let dirty_rate = (vm.counters.pages_gone_stale.get() - before) as f64 / begun.elapsed().as_secs_f64();
 

@@ -8,7 +8,7 @@
 //! signals blocked and as the last one to be killed when memory is short. Nobody has a reason to kill it, and nothing else in it can fail.
 //!
 //! Its whole life is on its command line and on its standard output: which process, which call; what came of it. Should nobody be there to hear
-//! that, the call was made all the same: the next daemon finds what it left in the VMM.
+//! that, the call was made all the same: a descriptor that was to be fetched then stays in the VMM, unused, until that ends.
 
 use std::{
     borrow::Cow,
@@ -61,6 +61,9 @@ enum Answer {
     Foreign,
     Seccomp(Words),
     Unresponsive(Duration),
+    Stuck(Duration),
+    Helper(Words),
+    HelperEnded(String),
     NoGate,
     Io { step: String, error: Words },
 }
@@ -96,6 +99,9 @@ impl From<Result<Returned, InjectError>> for Answer {
             Err(InjectError::Foreign) => Self::Foreign,
             Err(InjectError::Seccomp(error)) => Self::Seccomp(error.into()),
             Err(InjectError::Unresponsive(time)) => Self::Unresponsive(time),
+            Err(InjectError::Stuck(time)) => Self::Stuck(time),
+            Err(InjectError::Helper(error)) => Self::Helper(error.into()),
+            Err(InjectError::HelperEnded(how)) => Self::HelperEnded(how),
             Err(InjectError::NoGate) => Self::NoGate,
             Err(InjectError::Io { step, error }) => Self::Io { step: step.into_owned(), error: error.into() },
         }
@@ -115,6 +121,9 @@ impl From<Answer> for Result<Returned, InjectError> {
             Answer::Foreign => InjectError::Foreign,
             Answer::Seccomp(error) => InjectError::Seccomp(error.into()),
             Answer::Unresponsive(time) => InjectError::Unresponsive(time),
+            Answer::Stuck(time) => InjectError::Stuck(time),
+            Answer::Helper(error) => InjectError::Helper(error.into()),
+            Answer::HelperEnded(how) => InjectError::HelperEnded(how),
             Answer::NoGate => InjectError::NoGate,
             Answer::Io { step, error } => InjectError::Io { step: Cow::Owned(step), error: error.into() },
         })
@@ -124,7 +133,7 @@ impl From<Answer> for Result<Returned, InjectError> {
 /// Has the call made, and waits for the answer.
 pub(super) fn call(process: ProcessId, call: Call) -> Result<Returned, InjectError> {
     // Whatever is missing, it is not the VMM.
-    let failed = |error| InjectError::Io { step: Cow::Borrowed("start a process to stop"), error };
+    let failed = InjectError::Helper;
     let numbers = [u64::from(process.pid), process.start_time, call.number.cast_unsigned()];
     let mut child = Command::new("/proc/self/exe")
         .arg(ROLE)
@@ -152,9 +161,7 @@ pub(super) fn call(process: ProcessId, call: Call) -> Result<Returned, InjectErr
     }
     match serde_json::from_slice::<Answer>(&answer) {
         Ok(answer) => answer.into(),
-        Err(_) => Err(InjectError::io("stop")(io::Error::other(format!(
-            "the process that was to do it ended with {status} and said nothing"
-        )))),
+        Err(_) => Err(InjectError::HelperEnded(status.to_string())),
     }
 }
 
@@ -203,6 +210,9 @@ mod tests {
                 Err(InjectError::Foreign),
                 Err(InjectError::Seccomp(io::Error::from_raw_os_error(libc::EPERM))),
                 Err(InjectError::Unresponsive(Duration::from_millis(200))),
+                Err(InjectError::Stuck(Duration::from_secs(5))),
+                Err(InjectError::Helper(io::Error::from_raw_os_error(libc::EAGAIN))),
+                Err(InjectError::HelperEnded("signal: 9 (SIGKILL)".to_owned())),
                 Err(InjectError::NoGate),
                 Err(InjectError::io("follow")(io::Error::other("it did not make the call"))),
             ]

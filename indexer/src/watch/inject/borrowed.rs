@@ -44,6 +44,14 @@ pub(super) fn await_interrupt(tracee: &mut Tracee, timeout: Duration) -> Result<
     }
 }
 
+/// No other thread is tried from here on: this one has been changed.
+fn stuck(error: InjectError) -> InjectError {
+    match error {
+        InjectError::Unresponsive(time) => InjectError::Stuck(time),
+        other => other,
+    }
+}
+
 /// A stopped thread whose registers and signal mask are ours; dropping gives them back.
 pub(super) struct Borrowed<'a> {
     pub(super) tracee: &'a mut Tracee,
@@ -71,11 +79,11 @@ impl Borrowed<'_> {
         self.tracee.set_registers(&registers).map_err(InjectError::io("set the registers of"))?;
         // To the entry of the call …
         self.tracee.resume_to_system_call().map_err(InjectError::io("resume"))?;
-        self.await_stop(Stop::SystemCall, STEP_TIMEOUT)?;
+        self.await_stop(Stop::SystemCall, STEP_TIMEOUT).map_err(stuck)?;
         // … and, with the next stop asked for already, through it to the way out of the kernel.
         self.tracee.interrupt().map_err(InjectError::io("interrupt"))?;
         self.tracee.resume(0).map_err(InjectError::io("resume"))?;
-        self.await_stop(Stop::Interrupt, STEP_TIMEOUT)?;
+        self.await_stop(Stop::Interrupt, STEP_TIMEOUT).map_err(stuck)?;
         let after = self
             .tracee
             .registers()
@@ -92,13 +100,17 @@ impl Borrowed<'_> {
         })
     }
 
+    /// A thread that is asked to stop while all of its process are stopped says so as [`Stop::Group`], and stands at the same place: there is no other answer until
+    /// somebody lets the process go on. It can be read and changed there, and the kernel stops it again when it is detached.
     fn await_stop(&mut self, wanted: Stop, timeout: Duration) -> Result<(), InjectError> {
         let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.tracee.wait(left).map_err(InjectError::io("wait for"))? {
                 None => return Err(InjectError::Unresponsive(timeout)),
-                Some(stop) if stop == wanted => return Ok(()),
+                Some(stop) if stop == wanted || (wanted == Stop::Interrupt && stop == Stop::Group) => {
+                    return Ok(());
+                }
                 Some(stop) => {
                     self.owe(stop);
                     if wanted == Stop::SystemCall {
@@ -123,7 +135,7 @@ impl Borrowed<'_> {
 
 impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
-        if self.tracee.stop() != Some(Stop::Interrupt) && !self.tracee.ended() {
+        if !matches!(self.tracee.stop(), Some(Stop::Interrupt | Stop::Group)) && !self.tracee.ended() {
             // A step failed. Whatever it was, the thread must come to the one kind of stop where it can be put back.
             let _ = self.tracee.interrupt();
             if self.tracee.stop().is_some() {
@@ -133,8 +145,10 @@ impl Drop for Borrowed<'_> {
         }
         let restored =
             self.tracee.set_registers(&self.registers).and_then(|()| self.tracee.set_signal_mask(self.mask));
+        // "No such process" is also what is said of a thread that lives and has not stopped.
         if let Err(error) = restored
-            && !is_gone(&error)
+            && !self.tracee.ended()
+            && !(is_gone(&error) && self.tracee.stop().is_some())
         {
             tracing::error!(pid = self.pid, %error, "a VMM thread could not be put back after an injected call");
         }

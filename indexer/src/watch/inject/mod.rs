@@ -105,6 +105,21 @@ pub enum InjectError {
         "no thread of the VMM could be stopped within {0:?} (hung in the kernel?); it will be tried again"
     )]
     Unresponsive(Duration),
+    /// A thread was to make the call and did not stop again in time. It may have made it.
+    #[error(
+        "a thread of the VMM did not come back from the call that it was lent for within {0:?} (hung in the kernel?); it was given back as it was as soon as it stopped"
+    )]
+    Stuck(Duration),
+    /// The process that injects could not be run.
+    #[error(
+        "could not run the process that stops the VMM: {0}; the daemon is out of memory or of processes (`TasksMax=`, a pids limit)"
+    )]
+    Helper(io::Error),
+    /// It ended without an answer.
+    #[error(
+        "the process that stops the VMM ended with {0} and said nothing: if that was in the midst of it, the VMM may not survive it"
+    )]
+    HelperEnded(String),
     /// No `syscall` instruction was found.
     #[error(
         "the VMM has no `syscall` instruction in its vDSO nor in its program text; memdex can't attach to it"
@@ -131,16 +146,13 @@ impl InjectError {
 /// Makes a thread of the process call the system: the main thread, or another one if that is a zombie or does not stop.
 ///
 /// # Errors
-/// See [`InjectError`]; the VMM is unharmed in each case.
+/// See [`InjectError`]; the VMM is unharmed in each case but [`InjectError::HelperEnded`].
 pub fn call(process: &Process, call: Call) -> Result<Returned, InjectError> {
     if !apart::is_wanted() {
         return call_from_here(process, call);
     }
-    // The process that injects goes on without us; but who ends in good order hears how it went.
-    let window = hold_off();
-    let result = apart::call(process.id(), call);
-    drop(window);
-    result
+    // That process goes on without us: nobody has to wait for it who wants to end, or to attach to another VMM.
+    apart::call(process.id(), call)
 }
 
 /// The same, with a thread of this process as the tracer.

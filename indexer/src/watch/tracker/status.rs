@@ -118,6 +118,7 @@ impl Tracker {
             self.pass_took = Some(self.pass_began.elapsed());
             // Growing the reverse index left the smaller tables behind.
             crate::heap::give_back();
+            crate::program::let_go_of_code();
         }
         let total = u64::from(self.vm.map().pages());
         let elapsed_ms = self.pass_took.unwrap_or_else(|| self.pass_began.elapsed()).as_millis() as u64;
