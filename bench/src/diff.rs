@@ -32,5 +32,5 @@ pub(crate) fn measure(figures: &mut Figures) {
         times.push(diff.elapsed_us as f64 / 1e3);
     }
     let how = format!("{PAGES} different pages, half of them held by the peer, TCP on loopback");
-    figures.add("diff_cold_1gib_ms", median(times), "ms", Bound::AtMost(200.0), how);
+    figures.add("diff_cold_1gib_ms", median(times), "ms", Bound::AtMost(100.0), how);
 }

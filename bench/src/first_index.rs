@@ -43,7 +43,7 @@ pub(crate) fn measure(figures: &mut Figures) {
     }
     let indexed = format!("{:.2} GB/s from attaching to the last page", median(indexing));
     let how = format!("{indexed}, {:.2} GB/s hashing, {HASH_THREADS} hashing thread each", median(hashing));
-    figures.add("first_index_over_hash", median(over_hash), "ratio", Bound::AtLeast(0.8), how);
+    figures.add("first_index_over_hash", median(over_hash), "ratio", Bound::AtLeast(0.9), how);
     let how = format!(
         "{indexed}, {:.2} GB/s mapping and hashing, {HASH_THREADS} hashing thread each",
         median(plain)

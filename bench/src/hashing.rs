@@ -51,7 +51,7 @@ pub(crate) fn measure(figures: &mut Figures) {
     }
     let wide =
         std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512vl");
-    let (least, with) = if wide { (2.0, "AVX-512") } else { (1.4, "AVX2 or less") };
+    let (least, with) = if wide { (2.2, "AVX-512") } else { (1.4, "AVX2 or less") };
     let (batched, single, forgeable, read) =
         (median(batched), median(single), median(forgeable), median(read));
     let how =

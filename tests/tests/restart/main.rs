@@ -40,7 +40,7 @@ fn hashed(daemon: &Daemon, vm: &Vm) -> u64 {
 
 /// Waits until nothing is stale, but for what is unsettled because the daemon came late. The guest has to be paused.
 fn settled(daemon: &Daemon, guest: &Tiny) -> Vm {
-    // What a machine is too busy for within five seconds (a thread of the VMM makes a call) is tried again after fifteen.
+    // What a machine is too busy for within five seconds (a thread of the VMM makes a call) is tried again after one more, then two, four, and so on.
     wait::until("all pages to be known", Duration::from_secs(40), || {
         let vm = daemon.vm_of(guest.pid())?;
         let known = vm.pages.stale == vm.pages.unsettled && vm.tracking == "exact";

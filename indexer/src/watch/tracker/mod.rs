@@ -68,7 +68,7 @@ const REWATCH: Duration = Duration::from_millis(500);
 /// Where writes can go unseen everything is read again, but so seldom that it takes a tenth of the hashing threads' time at most.
 const REHASH_PAUSE: u32 = 10;
 /// Time after which what did not work is tried again; it doubles each time, up to [`TRY_AT_LEAST`].
-const TRY_AGAIN: Duration = Duration::from_secs(15);
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 const TRY_AT_LEAST: Duration = Duration::from_secs(3600);
 /// Commands waiting for one tracker.
 pub(crate) const COMMANDS: usize = 64;
