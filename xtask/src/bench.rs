@@ -29,6 +29,9 @@ pub(crate) fn main(arguments: &Arguments) -> Outcome {
         "migrate-client",
         "-p",
         "memdex-bench",
+        // The tiny VMM.
+        "-p",
+        "memdex-tests",
     ]))?;
     run(cargo()
         .args(["run", "--release", "--locked", "--quiet", "-p", "memdex-bench", "--"])

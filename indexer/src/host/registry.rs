@@ -75,8 +75,10 @@ impl Registry {
             source.each_content(&mut |page, fingerprint| {
                 shared.index.remove(fingerprint, Place { map, page });
             });
+            shared.index.forget_told(map);
+        } else {
+            shared.index.forget(map);
         }
-        shared.index.forget(map);
     }
 
     /// Everything that the reverse index may name.

@@ -153,15 +153,23 @@ fn a_stop_of_the_whole_process_in_the_midst_of_a_call_harms_nobody() {
     });
     victim.await_rounds(1);
     let process = victim.process();
-    for round in 0..400u64 {
+    let begun = std::time::Instant::now();
+    (0..20).for_each(|_| {
+        inject::call(&process, GETPID).unwrap();
+    });
+    let undisturbed = begun.elapsed() / 20;
+    let (mut made, mut refused) = (0, 0);
+    for round in 0..400u32 {
         let begun = std::time::Instant::now();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                std::thread::sleep(Duration::from_micros(round * 7 % 600));
+                // From long before the thread is borrowed to when it has been given back.
+                std::thread::sleep(undisturbed * (round % 100) / 80);
                 victim.signal(libc::SIGSTOP);
             });
             match inject::call(&process, GETPID) {
-                Ok(_) | Err(InjectError::Stopped) => {}
+                Ok(_) => made += 1,
+                Err(InjectError::Stopped) => refused += 1,
                 Err(other) => panic!("round {round}: {other}"),
             }
         });
@@ -170,6 +178,7 @@ fn a_stop_of_the_whole_process_in_the_midst_of_a_call_harms_nobody() {
         victim.signal(libc::SIGCONT);
         victim.await_rounds(victim.shared.rounds.load(SeqCst) + 2);
     }
+    assert!(made > 0 && refused > 0, "signals came before and after: {made} calls, {refused} refused");
     victim.finish_well();
 }
 

@@ -39,7 +39,7 @@ mod places;
 mod table;
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -77,7 +77,8 @@ pub struct IndexStatistics {
     pub left_out: u64,
 }
 
-/// Most tags of a shard, times maps, of which it is remembered that places were left out; beyond that places may have been left out of every tag.
+/// Most tags of a shard of which it is remembered that places were left out, or a sixteenth of its entries if that is more (there are [`SAME_TAG`] entries of each such tag, mostly);
+/// beyond that places may have been left out of every tag.
 const CROWDED: usize = 1 << 12;
 /// Most entries with one tag.
 const SAME_TAG: usize = 32;
@@ -115,16 +116,16 @@ pub struct Sorter {
 struct Shard {
     table: Table,
     places: Places,
-    /// How many places of each tag and map were left out, and are not gone since.
-    crowded: BTreeMap<(u64, MapId), u32>,
+    /// Of how many places of each tag it is not known that they have gone, of those that were left out.
+    crowded: HashMap<u64, u32>,
     /// Places were left out for want of room, of whatever tag.
     short: bool,
 }
 
 impl Shard {
-    fn leave_out(&mut self, tag: u64, map: MapId) {
-        let full = self.crowded.len() >= CROWDED;
-        match self.crowded.entry((tag, map)) {
+    fn leave_out(&mut self, tag: u64) {
+        let full = self.crowded.len() >= CROWDED.max(self.table.len() / 16);
+        match self.crowded.entry(tag) {
             Entry::Occupied(mut places) => *places.get_mut() = places.get().saturating_add(1),
             Entry::Vacant(_) if full => self.short = true,
             Entry::Vacant(room) => {
@@ -134,18 +135,18 @@ impl Shard {
     }
 
     /// A place that is not known holds a content no more. Returns whether it had been left out.
-    fn has_gone(&mut self, tag: u64, map: MapId) -> bool {
-        let Some(places) = self.crowded.get_mut(&(tag, map)) else { return false };
-        *places -= 1;
-        if *places == 0 {
-            self.crowded.remove(&(tag, map));
+    fn has_gone(&mut self, tag: u64) -> bool {
+        let Entry::Occupied(mut places) = self.crowded.entry(tag) else { return false };
+        *places.get_mut() -= 1;
+        if *places.get() == 0 {
+            places.remove();
         }
         true
     }
 
     /// Whether there may be places that are not known.
     fn leaves_out(&self, tag: u64) -> bool {
-        self.short || self.crowded.range((tag, MapId(0))..=(tag, MapId(u32::MAX))).next().is_some()
+        self.short || self.crowded.contains_key(&tag)
     }
 }
 
@@ -170,7 +171,7 @@ impl ContentIndex {
             Mutex::new(Shard {
                 table: Table::new(),
                 places: Places::default(),
-                crowded: BTreeMap::new(),
+                crowded: HashMap::new(),
                 short: false,
             })
         };
@@ -235,7 +236,7 @@ impl ContentIndex {
         let number = shard.places.give(place);
         match number.map_or(Inserted::Full, |number| shard.table.insert(tag, number, SAME_TAG)) {
             Inserted::There => return,
-            Inserted::Crowded => shard.leave_out(tag, place.map),
+            Inserted::Crowded => shard.leave_out(tag),
             Inserted::Full => shard.short = true,
         }
         self.left_out.fetch_add(1, Relaxed);
@@ -246,7 +247,7 @@ impl ContentIndex {
         let last = match shard.table.remove(tag, number) {
             Some(more) => !more,
             // It may have been left out, and be the last one of those.
-            None => shard.has_gone(tag, place.map) && !shard.table.contains(tag),
+            None => shard.has_gone(tag) && !shard.table.contains(tag),
         };
         // Where places were left out, the content may be at one of them: nobody is told that it has gone.
         if last && !shard.leaves_out(tag) {
@@ -289,14 +290,23 @@ impl ContentIndex {
 
     /// Forgets every place of a map.
     pub fn forget(&self, map: MapId) {
+        self.end(map, false);
+    }
+
+    /// The same of a map of which everything has been [removed](Self::remove): then it is known what of it had been left out.
+    pub fn forget_told(&self, map: MapId) {
+        self.end(map, true);
+    }
+
+    fn end(&self, map: MapId, told: bool) {
         let before = self.statistics().bytes;
-        self.weed(map);
+        self.weed(map, told);
         if before.saturating_sub(self.statistics().bytes) >= WORTH {
             crate::heap::give_back();
         }
     }
 
-    fn weed(&self, map: MapId) {
+    fn weed(&self, map: MapId, told: bool) {
         for shard in &self.shards {
             let ranges = {
                 let Shard { table, places, .. } = &mut *lock(shard);
@@ -314,8 +324,14 @@ impl ContentIndex {
             {
                 let Shard { table, places, crowded, short } = &mut *lock(shard);
                 places.take_back(ranges);
-                crowded.retain(|(_, of), _| *of != map);
-                *short &= table.len() > 0;
+                if !told {
+                    // Which of the places that were left out were of this map is not known: most likely all are gone where none is known.
+                    crowded.retain(|tag, _| table.contains(*tag));
+                }
+                if crowded.capacity() > 4 * crowded.len() {
+                    crowded.shrink_to_fit();
+                }
+                *short &= !places.is_empty();
             }
             while !lock(shard).table.shrink(AT_ONCE) {}
         }

@@ -87,6 +87,11 @@ impl Places {
         }
     }
 
+    /// Whether no map has any numbers.
+    pub(super) fn is_empty(&self) -> bool {
+        self.maps.is_empty()
+    }
+
     /// Bytes allocated, but for the few that free ranges take.
     pub(super) fn bytes(&self) -> usize {
         let lists = self.maps.iter().map(|(_, ranges)| ranges.capacity() * size_of::<u32>());

@@ -67,17 +67,47 @@ fn one_content_everywhere_makes_no_endless_chain() {
 }
 
 #[test]
-fn a_content_has_not_gone_with_the_places_of_it_that_are_known() {
+fn a_content_has_gone_when_the_last_place_of_it_has_and_not_before() {
     let index = ContentIndex::new().unwrap();
+    let _listening = index.changes().listen();
     let place = |map, page| Place { map: MapId(map), page };
-    for map in 0..2 {
-        (0..SAME_TAG as u32).for_each(|page| index.insert(&print(1), place(map, page)));
-    }
+    let known = SAME_TAG as u32;
+    // One map has all places that are known, the other one those that were left out.
+    (0..known).for_each(|page| index.insert(&print(1), place(0, page)));
+    (0..8).for_each(|page| index.insert(&print(1), place(1, page)));
     index.insert(&print(2), place(1, 100));
-    // All places that were left out are of the other VM.
-    index.forget(MapId(0));
-    assert!(index.candidates(print(1).prefix(), &mut Vec::new()), "there may be more");
+    let mut position = index.changes().position();
+    let mut gone = || {
+        let (after, changes) = index.changes().since(position).unwrap();
+        position = after;
+        changes.iter().filter(|change| **change == Change::new(print(1).prefix(), false)).count()
+    };
+    let more = || index.candidates(print(1).prefix(), &mut Vec::new());
+    (0..known).for_each(|page| index.remove(&print(1), place(0, page)));
+    index.forget_told(MapId(0));
+    assert!(more());
+    assert_eq!(gone(), 0);
+    (0..7).for_each(|page| index.remove(&print(1), place(1, page)));
+    assert!(more());
+    assert_eq!(gone(), 0);
+    index.remove(&print(1), place(1, 7));
+    assert!(!more());
+    assert_eq!(gone(), 1);
     assert!(!index.candidates(print(2).prefix(), &mut Vec::new()));
+}
+
+#[test]
+fn a_host_full_of_clones_is_not_short_of_anything() {
+    let index = ContentIndex::new().unwrap();
+    let content = |n: u64| Fingerprint::new(*blake3::hash(&n.to_le_bytes()).as_bytes());
+    let place = |map, page| Place { map: MapId(map), page };
+    // Twice as many clones as places are known, and a VM of its own.
+    for map in 0..2 * SAME_TAG as u32 {
+        (0..5000).for_each(|page| index.insert(&content(page.into()), place(map, page)));
+    }
+    index.insert(&content(1 << 32), place(1000, 0));
+    assert!(index.candidates(content(7).prefix(), &mut Vec::new()));
+    assert!(!index.candidates(content(1 << 32).prefix(), &mut Vec::new()));
 }
 
 #[test]
@@ -94,8 +124,10 @@ fn a_guest_cannot_make_the_daemon_remember_ever_more_crowded_contents() {
         (0..SAME_TAG as u32).for_each(|page| index.remove(&print, Place { map: MapId(0), page }));
     }
     assert!(crowded(&index) <= CROWDED << SHARD);
+    assert!(index.candidates(7, &mut Vec::new()), "beyond that there may be places of anything");
     index.forget(MapId(0));
     assert_eq!(crowded(&index), 0);
+    assert!(!index.candidates(7, &mut Vec::new()));
 }
 
 #[test]

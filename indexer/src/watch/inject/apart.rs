@@ -14,7 +14,10 @@ use std::{
     borrow::Cow,
     io::{self, Read, Write},
     process::{Command, ExitCode, Stdio},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -130,10 +133,48 @@ impl From<Answer> for Result<Returned, InjectError> {
     }
 }
 
+/// Processes that inject at the same time, mostly: each stops a thread of a VMM, and they would be in each other's way.
+const AT_ONCE: usize = 2;
+/// Longest wait for others: one may be hung.
+const TURN: Duration = Duration::from_secs(1);
+/// Longest wait of a daemon that ends for those that are under way. They do not need it; it would hear how it went.
+const END: Duration = Duration::from_secs(2);
+
+/// Processes that are under way.
+static UNDER_WAY: Mutex<usize> = Mutex::new(0);
+static ENDED: Condvar = Condvar::new();
+
+struct UnderWay;
+
+impl UnderWay {
+    fn begin() -> Self {
+        *wait_for_fewer(AT_ONCE, TURN) += 1;
+        Self
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        *UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        ENDED.notify_all();
+    }
+}
+
+fn wait_for_fewer(than: usize, longest: Duration) -> MutexGuard<'static, usize> {
+    let count = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+    ENDED.wait_timeout_while(count, longest, |count| *count >= than).unwrap_or_else(PoisonError::into_inner).0
+}
+
+/// Waits for processes that are under way, but not for one that is hung.
+pub(super) fn wait_for_all() {
+    drop(wait_for_fewer(1, END));
+}
+
 /// Has the call made, and waits for the answer.
 pub(super) fn call(process: ProcessId, call: Call) -> Result<Returned, InjectError> {
     // Whatever is missing, it is not the VMM.
     let failed = InjectError::Helper;
+    let _turn = UnderWay::begin();
     let numbers = [u64::from(process.pid), process.start_time, call.number.cast_unsigned()];
     let mut child = Command::new("/proc/self/exe")
         .arg(ROLE)

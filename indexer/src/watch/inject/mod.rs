@@ -53,9 +53,11 @@ use super::{
 /// One injection at a time in the daemon.
 static WINDOW: Mutex<()> = Mutex::new(());
 
-/// Waits for an injection that is under way and lets no new one begin until the guard is dropped. For the daemon's way
-/// out: a process that ends while it injects takes the VMM with it (see the head of the module).
+/// Waits for an injection that is under way and lets this process begin no new one until the guard is dropped. For the daemon's way
+/// out: a process that ends while it injects takes the VMM with it (see the head of the module). For processes of their own it waits two seconds at most: they
+/// outlive the daemon, unless somebody ends all of its control group with it.
 pub fn hold_off() -> MutexGuard<'static, ()> {
+    apart::wait_for_all();
     WINDOW.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -107,7 +109,7 @@ pub enum InjectError {
     Unresponsive(Duration),
     /// A thread was to make the call and did not stop again in time. It may have made it.
     #[error(
-        "a thread of the VMM did not come back from the call that it was lent for within {0:?} (hung in the kernel?); it was given back as it was as soon as it stopped"
+        "a thread of the VMM did not come back from the call that it was lent for within {0:?} (hung in the kernel?); it is given back as it was when it stops, which is tried for a minute"
     )]
     Stuck(Duration),
     /// The process that injects could not be run.
@@ -151,7 +153,7 @@ pub fn call(process: &Process, call: Call) -> Result<Returned, InjectError> {
     if !apart::is_wanted() {
         return call_from_here(process, call);
     }
-    // That process goes on without us: nobody has to wait for it who wants to end, or to attach to another VMM.
+    // That process goes on without us: nobody has to wait for long who wants to end, or to attach to another VMM.
     apart::call(process.id(), call)
 }
 
