@@ -69,16 +69,15 @@ impl Registry {
     pub(crate) fn remove_source(&self, shared: &Shared, map: MapId) {
         let source = self.by_map.write().unwrap_or_else(PoisonError::into_inner).remove(&map);
         // When the daemon ends there is nobody to tell, and no time.
-        let told = shared.index.changes().listened() && !shared.ending();
+        let told = (shared.index.changes().listened() || shared.index.leaves_out()) && !shared.ending();
         if let Some(source) = source.filter(|_| told) {
-            // Those who follow what this host holds are told of what nobody else holds. If that is more than is kept for them, they take a new picture.
+            // Those who follow what this host holds are told of what nobody else holds. If that is more than is kept for them, they take a new picture. And what the
+            // index knows of places that it left out stays right.
             source.each_content(&mut |page, fingerprint| {
                 shared.index.remove(fingerprint, Place { map, page });
             });
-            shared.index.forget_told(map);
-        } else {
-            shared.index.forget(map);
         }
+        shared.index.forget(map);
     }
 
     /// Everything that the reverse index may name.

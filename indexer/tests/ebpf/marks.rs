@@ -42,11 +42,7 @@ fn the_cost_of_each_program_is_measured() {
     assert!(runs_after >= runs_before + 2 && nanoseconds_after > nanoseconds_before);
     let missed: u64 = hooks().statistics().iter().map(|program| program.missed).sum();
     println!("kernel-fact: eBPF programs left out = {missed}");
-    // Linux 7 leaves some out now and then; the tracker looks at everything when that was counted.
-    let release = rustix::system::uname();
-    let release = release.release().to_string_lossy();
-    let major: u32 = release.split('.').next().and_then(|major| major.parse().ok()).expect("a version");
-    assert!(missed == 0 || major >= 7, "{missed} programs were left out by Linux {release}");
+    assert_eq!(missed, 0);
 }
 
 #[test]

@@ -288,25 +288,23 @@ impl ContentIndex {
         }
     }
 
-    /// Forgets every place of a map.
+    /// Whether there may be places that are not known, of any content. Then everything of a map has to be [removed](Self::remove) before it is forgotten: which of them were
+    /// of that map is not written down.
+    #[must_use]
+    pub fn leaves_out(&self) -> bool {
+        self.shards.iter().map(lock).any(|shard| shard.short || !shard.crowded.is_empty())
+    }
+
+    /// Forgets every place of a map that is known.
     pub fn forget(&self, map: MapId) {
-        self.end(map, false);
-    }
-
-    /// The same of a map of which everything has been [removed](Self::remove): then it is known what of it had been left out.
-    pub fn forget_told(&self, map: MapId) {
-        self.end(map, true);
-    }
-
-    fn end(&self, map: MapId, told: bool) {
         let before = self.statistics().bytes;
-        self.weed(map, told);
+        self.weed(map);
         if before.saturating_sub(self.statistics().bytes) >= WORTH {
             crate::heap::give_back();
         }
     }
 
-    fn weed(&self, map: MapId, told: bool) {
+    fn weed(&self, map: MapId) {
         for shard in &self.shards {
             let ranges = {
                 let Shard { table, places, .. } = &mut *lock(shard);
@@ -322,16 +320,15 @@ impl ContentIndex {
                 next = table.weed(from, |number| places.place(number).is_some_and(|place| place.map != map));
             }
             {
-                let Shard { table, places, crowded, short } = &mut *lock(shard);
+                let Shard { places, crowded, short, .. } = &mut *lock(shard);
                 places.take_back(ranges);
-                if !told {
-                    // Which of the places that were left out were of this map is not known: most likely all are gone where none is known.
-                    crowded.retain(|tag, _| table.contains(*tag));
+                // Of no map nothing is left out.
+                if places.is_empty() {
+                    (*crowded, *short) = (HashMap::new(), false);
                 }
                 if crowded.capacity() > 4 * crowded.len() {
                     crowded.shrink_to_fit();
                 }
-                *short &= !places.is_empty();
             }
             while !lock(shard).table.shrink(AT_ONCE) {}
         }

@@ -84,7 +84,7 @@ fn a_content_has_gone_when_the_last_place_of_it_has_and_not_before() {
     };
     let more = || index.candidates(print(1).prefix(), &mut Vec::new());
     (0..known).for_each(|page| index.remove(&print(1), place(0, page)));
-    index.forget_told(MapId(0));
+    index.forget(MapId(0));
     assert!(more());
     assert_eq!(gone(), 0);
     (0..7).for_each(|page| index.remove(&print(1), place(1, page)));

@@ -187,3 +187,16 @@ pub(super) fn boot() -> String {
         LazyLock::new(|| fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
     BOOT.trim().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_on_a_disk_is_told_from_one_in_memory() {
+        let in_memory = |path: &str| MapFolder::new(path.into()).in_memory();
+        assert_eq!(in_memory("/dev/shm"), Some(true));
+        assert_eq!(in_memory("/dev/shm/memdex-not-made-yet/maps"), Some(true), "what is above it counts");
+        assert_eq!(in_memory("/proc/maps"), Some(false));
+    }
+}

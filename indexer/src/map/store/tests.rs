@@ -395,11 +395,3 @@ fn room_that_snapshots_held_is_used_again() {
     assert_eq!(segments, 2, "100 blocks and 100 copies");
     assert!((0..100).all(|chunk| map.page(chunk * 512).fingerprint == Some(Fingerprint::new([39; 32]))));
 }
-
-#[test]
-fn a_folder_on_a_disk_is_told_from_one_in_memory() {
-    let in_memory = |path: &str| MapFolder::new(path.into()).in_memory();
-    assert_eq!(in_memory("/dev/shm"), Some(true));
-    assert_eq!(in_memory("/dev/shm/memdex-not-made-yet/maps"), Some(true), "what is above it counts");
-    assert_eq!(in_memory("/proc/maps"), Some(false));
-}

@@ -138,7 +138,7 @@ const AT_ONCE: usize = 2;
 /// Longest wait for others: one may be hung.
 const TURN: Duration = Duration::from_secs(1);
 /// Longest wait of a daemon that ends for those that are under way. They do not need it; it would hear how it went.
-const END: Duration = Duration::from_secs(2);
+const END: Duration = Duration::from_millis(500);
 
 /// Processes that are under way.
 static UNDER_WAY: Mutex<usize> = Mutex::new(0);

@@ -53,9 +53,8 @@ use super::{
 /// One injection at a time in the daemon.
 static WINDOW: Mutex<()> = Mutex::new(());
 
-/// Waits for an injection that is under way and lets this process begin no new one until the guard is dropped. For the daemon's way
-/// out: a process that ends while it injects takes the VMM with it (see the head of the module). For processes of their own it waits two seconds at most: they
-/// outlive the daemon, unless somebody ends all of its control group with it.
+/// Waits for an injection that is under way in this process, and lets it begin no new one until the guard is dropped: a process that ends while it injects takes the VMM with it (see
+/// the head of the module). For [processes of their own](apart) the daemon's way out waits half a second at most: they outlive it, unless somebody ends all of its control group with it.
 pub fn hold_off() -> MutexGuard<'static, ()> {
     apart::wait_for_all();
     WINDOW.lock().unwrap_or_else(PoisonError::into_inner)
