@@ -31,3 +31,19 @@ pub fn until<T>(what: &str, bound: Duration, mut ask: impl FnMut() -> Option<T>)
         std::thread::sleep(STEP);
     }
 }
+
+/// Asks until the answer is right; what was wrong with the last one is in the message if none is.
+///
+/// # Panics
+/// If there is none within `bound`.
+pub fn until_right<T>(what: &str, bound: Duration, mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let begun = Instant::now();
+    let bound = bound * patience();
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(wrong) => assert!(begun.elapsed() < bound, "waited {bound:?} in vain for: {what}; {wrong}"),
+        }
+        std::thread::sleep(STEP);
+    }
+}

@@ -25,13 +25,20 @@ fn changed(daemon: &Daemon, vm: &str, since: &str) -> Vec<Page> {
     pages.map(|line| serde_json::from_slice::<Page>(line).expect("a line of pages")).collect()
 }
 
-/// Whether exactly the islands have changed and are shown with what they hold.
-fn right(daemon: &Daemon, vm: &Vm, since: &str) -> bool {
+/// Exactly the islands have changed and are shown with what they hold; what is wrong otherwise.
+fn right(daemon: &Daemon, vm: &Vm, since: &str) -> Result<(), String> {
     let changed = changed(daemon, &vm.id, since);
     let source = oracle::source(vm, &vm.coverage[1]);
     let shown = |page: &Page| page.fingerprint.is_some() && page.fingerprint == oracle::truth(page, &source);
-    let islands: Vec<u64> = changed.iter().map(|page| page.page - BEFORE).collect();
-    islands == ISLANDS && changed.iter().all(shown)
+    let islands = changed.iter().map(|page| page.page).eq(ISLANDS.map(|page| BEFORE + page));
+    if islands && changed.iter().all(shown) {
+        return Ok(());
+    }
+    let wrong: Vec<_> = changed.iter().map(|page| (page, oracle::truth(page, &source))).collect();
+    Err(format!(
+        "changed since {since}, with what memory holds: {wrong:?}; the VM: {:?}",
+        daemon.vm_of(vm.pid)
+    ))
 }
 
 #[test]
@@ -58,8 +65,8 @@ fn huge_sparse_ram() {
         for seed in [100, 200] {
             write(&mut guest, seed);
             if seen {
-                wait::until("the writes to be known", Duration::from_secs(5), || {
-                    right(&daemon, &vm, &since).then_some(())
+                wait::until_right("the writes to be known", Duration::from_secs(5), || {
+                    right(&daemon, &vm, &since)
                 });
             } else {
                 wait::pause(Duration::from_secs(1));
@@ -69,7 +76,7 @@ fn huge_sparse_ram() {
                 );
             }
             let after = daemon.sync(&vm.id);
-            assert!(right(&daemon, &vm, &since), "{witness:?}: {:?}", changed(&daemon, &vm.id, &since));
+            right(&daemon, &vm, &since).unwrap_or_else(|wrong| panic!("{witness:?}, round {seed}: {wrong}"));
             since = after;
         }
     }

@@ -33,6 +33,18 @@ fn arming_memory_for_the_first_time_is_free_and_a_write_is_counted_once() {
 }
 
 #[test]
+fn a_stop_at_attach_is_shown_and_holds_no_page_back() {
+    let start = Instant::now();
+    let mut cost = GuestCost::new(PRICES, 10_000, start);
+    let pages: RoaringBitmap = (0..4).collect();
+    cost.stopped(Duration::from_secs(1), start);
+    assert_eq!(cost.paid_ppm(at(start, 1000)), 1_000_000);
+    arm(&mut cost, &pages, start);
+    cost.seen_written(&pages, start);
+    assert_eq!(cost.purse(start).afford(&pages, Kind::Hot), pages);
+}
+
+#[test]
 fn hot_pages_leave_half_of_the_bucket_to_the_others() {
     let start = Instant::now();
     let mut cost = GuestCost::new(PRICES, 10_000, start);
