@@ -34,8 +34,8 @@ const TRIAL: u32 = 24;
 /// A trial that fails has made its bytes for nothing: there is one only where it is less than such a part of what is left.
 const TRIAL_PART: u64 = 8;
 const NOT_COUNTED: u32 = 8;
-/// Blocks after a trial that failed before there is another one: twice as many after each.
-const NOT_AGAIN: u32 = 512;
+/// Blocks after a trial that failed before there is another one: twice as many after each. What came before it may have been easy to compress, and what comes now not.
+const NOT_AGAIN: u32 = 64;
 /// A trial ends early when it is slower by so much.
 const HOPELESS: f64 = 1.2;
 /// How much slower than compressing the model may call sending pages as they are, for that to be tried: where the link is what takes the time, there is no doubt.
@@ -44,6 +44,9 @@ const DOUBT: f64 = 2.0;
 const MEMORY: f64 = 0.99;
 /// Weight of the latest block in what is remembered.
 const WEIGHT: f64 = 0.2;
+/// How much of what the clock said is remembered from block to block. The sockets and the destination take blocks by bursts, so it takes some dozen of them to
+/// know a rate.
+const CLOCK: f64 = 0.96;
 /// A level is given up for one that costs less than this part of it.
 const BETTER: f64 = 0.97;
 /// Reading and hashing a page takes about half of what compressing it at level 1 does.
@@ -98,9 +101,9 @@ pub(super) struct Choice {
     /// Seconds a byte took on the wire of late, and at the worst.
     lately: Option<f64>,
     link: Option<f64>,
-    /// Seconds that a byte of memory took in all: compressed, and as it is.
-    compressed: Option<f64>,
-    plain: Option<f64>,
+    /// What memory took in all: compressed, and as it is.
+    compressed: Clock,
+    plain: Clock,
     /// Blocks sent as they are since that was begun, and how many blocks there have to have been before it is tried again.
     tried: u32,
     again: u32,
@@ -109,6 +112,25 @@ pub(super) struct Choice {
     left: u64,
     /// Bytes of memory in the largest block.
     block: u64,
+}
+
+/// What the clock said of late.
+#[derive(Debug, Clone, Copy, Default)]
+struct Clock {
+    seconds: f64,
+    bytes: f64,
+}
+
+impl Clock {
+    fn add(&mut self, seconds: f64, bytes: f64) {
+        self.seconds = self.seconds * CLOCK + seconds;
+        self.bytes = self.bytes * CLOCK + bytes;
+    }
+
+    /// Seconds for each byte, if it has said anything.
+    fn rate(&self) -> Option<f64> {
+        (self.bytes > 0.0).then(|| self.seconds / self.bytes)
+    }
 }
 
 fn blend(old: Option<f64>, new: f64) -> Option<f64> {
@@ -126,8 +148,8 @@ impl Default for Choice {
             ratio: None,
             lately: None,
             link: None,
-            compressed: None,
-            plain: None,
+            compressed: Clock::default(),
+            plain: Clock::default(),
             tried: 0,
             again: SURE,
             failed: 0,
@@ -165,13 +187,13 @@ impl Choice {
         self.lately = blend(self.lately, seen);
         let lately = self.lately.unwrap_or(seen);
         self.link = Some(self.link.map_or(lately, |worst| lately.max(worst * MEMORY)));
-        let whole = sent.whole.as_secs_f64() / sent.memory.max(1) as f64;
+        let (whole, memory) = (sent.whole.as_secs_f64(), sent.memory.max(1) as f64);
         if self.level > 0 {
-            self.compressed = blend(self.compressed, whole);
+            self.compressed.add(whole, memory);
         } else {
             self.tried = self.tried.saturating_add(1);
             if self.tried > NOT_COUNTED {
-                self.plain = blend(self.plain, whole);
+                self.plain.add(whole, memory);
             }
         }
         (self.least, self.left) = (sent.least, sent.left);
@@ -200,7 +222,7 @@ impl Choice {
         let level = if self.level == 0 {
             if self.plain_is_faster() { 0 } else { best }
         } else if self.worth_a_trial(besides.max(self.least) + link, cost(best)) {
-            (self.tried, self.plain) = (0, None);
+            (self.tried, self.plain) = (0, Clock::default());
             0
         } else if cost(best) < BETTER * cost(self.level) {
             best
@@ -217,7 +239,7 @@ impl Choice {
     /// Whether pages might be sent faster as they are. `plain` and `compressed` are what the model says that a byte of memory takes; as what is saved it is
     /// believed only if that is more than half of what the clock says, because it makes a busy destination dearer than it is; a cap is believed as it is.
     fn worth_a_trial(&self, plain: f64, compressed: f64) -> bool {
-        let seen = self.compressed.unwrap_or(0.0);
+        let seen = self.compressed.rate().unwrap_or(0.0);
         let hoped = plain.min(seen * 0.5).max(self.least);
         self.seen >= self.again
             && plain < DOUBT * compressed
@@ -228,7 +250,9 @@ impl Choice {
     /// Whether the clock says that sending pages as they are is faster, and there is enough left for that to matter. During the trial it is not asked.
     /// What a cap has saved up lets a trial pass faster than the cap for a while: that is not what it would be like to the end.
     fn plain_is_faster(&self) -> bool {
-        let (Some(compressed), Some(plain)) = (self.compressed, self.plain) else { return true };
+        let (Some(compressed), Some(plain)) = (self.compressed.rate(), self.plain.rate()) else {
+            return true;
+        };
         let plain = plain.max(self.least);
         if self.tried < TRIAL {
             return plain < HOPELESS * compressed;

@@ -109,7 +109,8 @@ fn a_trial_is_not_most_of_what_is_sent() {
 #[test]
 fn what_a_cap_has_saved_up_is_not_taken_for_a_fast_link() {
     // A trial has just begun.
-    let (compress, compressed) = (Some(10e-9), Some(17.2e-9));
+    let (compress, compressed) =
+        (Some(10e-9), Clock { seconds: 17.2e-9 * BLOCK as f64, bytes: BLOCK as f64 });
     let mut choice = Choice { level: 0, compress, ratio: Some(0.4), compressed, ..Choice::default() };
     let mut plain = 0;
     for _ in 0..SURE + 4 * TRIAL {
@@ -127,6 +128,45 @@ fn what_a_cap_has_saved_up_is_not_taken_for_a_fast_link() {
         choice.choose();
     }
     assert!(plain > 0 && plain <= TRIAL + CHOOSE, "{plain} blocks were sent as they are");
+}
+
+/// Blocks of a host's two kinds, as the clock sees them: microseconds compressed, and as they are by turns (a burst, and what it has to wait after it).
+fn levels(blocks: u32, compressed: impl Fn(u32) -> u64, plain: impl Fn(u32) -> u64) -> Vec<i32> {
+    let mut choice = Choice::default();
+    let mut levels = Vec::new();
+    for block in 0..blocks {
+        choice.choose();
+        levels.push(choice.level());
+        let micros = if choice.level() == 0 { plain(block) } else { compressed(block) };
+        if choice.level() > 0 {
+            let half = Duration::from_micros(micros / 2);
+            choice.compressed(BLOCK, BLOCK / 3, half, half);
+        }
+        choice.sent(&Sent {
+            memory: BLOCK,
+            wire: if choice.level() == 0 { BLOCK } else { BLOCK / 3 },
+            link: Duration::from_micros(if choice.level() == 0 { micros / 2 } else { 30 }),
+            whole: Duration::from_micros(micros),
+            least: 0.0,
+            left: 1 << 30,
+        });
+    }
+    levels
+}
+
+#[test]
+fn a_burst_is_no_rate_and_neither_is_what_comes_after_it() {
+    // 1,700 microseconds compressed; as it is 150, and 10,000 for every sixteenth: 766.
+    let levels = levels(400, |_| 1_700, |block| if block % 16 == 15 { 10_000 } else { 150 });
+    assert!(levels[64..].iter().all(|level| *level == 0), "{levels:?}");
+}
+
+#[test]
+fn what_was_easy_to_compress_at_first_is_not_taken_for_all_of_it() {
+    let levels = levels(400, |block| if block < 64 { 600 } else { 1_800 }, |_| 900);
+    assert!(levels[SURE as usize..64].contains(&0), "tried: {levels:?}");
+    assert!(levels[64..100].iter().any(|level| *level > 0), "and given up: {levels:?}");
+    assert!(levels[240..].iter().all(|level| *level == 0), "and tried again: {levels:?}");
 }
 
 #[test]
