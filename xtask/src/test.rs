@@ -7,7 +7,7 @@ use crate::workspace::{Outcome, cargo, find_program, run, target};
 
 /// Set the machine up, build everything, run every test.
 ///
-/// Unit tests, documentation tests, and the black-box tests that start real guests (two at a time). Uses cargo-nextest
+/// Unit tests, documentation tests, and the black-box tests that start real guests (few at a time). Uses cargo-nextest
 /// if it is installed, else cargo's own runner. The runner's summary is the last thing printed.
 #[derive(clap::Args)]
 #[command(after_help = "\

@@ -196,7 +196,7 @@ impl FileMemory {
     }
 
     /// Whether what was seen through the window was the file's content.
-    pub(super) fn accept(&self, window: Window) -> Result<(), MemoryError> {
+    pub(super) fn accept(&self, window: &mut Window) -> Result<(), MemoryError> {
         let end = window.end_in_file();
         let faults = window.close();
         if faults.broken {

@@ -22,7 +22,7 @@ pub(super) struct Window {
     address: *mut std::ffi::c_void,
     len: usize,
     position: u64,
-    // Dropped before the mapping is (see `Drop`): the option is emptied there.
+    // Dropped before the mapping is (see `Drop`): the option is emptied there. Without one nobody looks at the bytes any more.
     guard: Option<Guard>,
 }
 
@@ -77,11 +77,15 @@ impl Window {
         self.position + self.len as u64
     }
 
-    /// Ends the view and says what was missing in it.
-    pub(super) fn close(self) -> Faults {
-        self.guard.as_ref().map_or(Faults { absent: false, broken: false }, Guard::faults)
+    /// Ends the view and says what was missing in it. It stays mapped until it is dropped.
+    pub(super) fn close(&mut self) -> Faults {
+        self.guard.take().map_or(Faults { absent: false, broken: false }, |guard| guard.faults())
     }
 }
+
+// SAFETY: a mapping belongs to the process and not to a thread, and so does the list that guards are in. The address of a fault is looked up in that list
+// by whichever thread takes it.
+unsafe impl Send for Window {}
 
 impl Drop for Window {
     fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! Compression of blocks: zstd as one stream for each connection.
+//! Compression of blocks: zstd, as one stream after the other on each connection.
 //!
 //! Owns the zstd contexts. The blocks of a connection are zstd streams with a window of [`WINDOW`] each, so that
 //! what is alike in pages far apart is found; each block ends on a flush, so that it can be used as soon as it is there. A stream ends when its window is full: zstd looks
@@ -192,6 +192,27 @@ mod tests {
             let mut wire = Vec::new();
             compressor.compress(&page, &mut wire).unwrap();
             assert!(wire.len() <= MAX_PAYLOAD);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_wants_more_memory_is_refused() {
+        let mut decompressor = Decompressor::default();
+        // A new decoder, and one that has been in use.
+        for _ in 0..2 {
+            let before = pages(1, 2);
+            let mut encoder = Encoder::new(1).unwrap();
+            encoder.set_parameter(CParameter::WindowLog(WINDOW + 1)).unwrap();
+            let mut wire = Vec::with_capacity(MAX_PAYLOAD);
+            let mut output = OutBuffer::around(&mut wire);
+            encoder.run(&mut InBuffer::around(&before), &mut output).unwrap();
+            while encoder.flush(&mut output).unwrap() > 0 {}
+            let mut after = vec![0; before.len()];
+            assert!(decompressor.decompress(Codec::NewZstd, &wire, &mut after).is_err());
+            wire.clear();
+            let codec = Compressor::default().compress(&before, &mut wire).unwrap();
+            decompressor.decompress(codec, &wire, &mut after).unwrap();
+            assert!(before == after);
         }
     }
 

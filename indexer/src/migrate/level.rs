@@ -15,7 +15,8 @@
 //!
 //! On a link faster than zstd nothing should be compressed. The model above can't tell, because a destination that is busy (with decompressing,
 //! hashing, writing) looks like a slow link, and one that is slow for each byte on the wire, which it is not. So the model only says whether sending pages as they are is worth a
-//! *trial*; then the clock says what a byte of memory took in all, compressed and as it is, and the faster way is kept for as long as it is.
+//! *trial*; then the clock says what a byte of memory took in all, compressed and as it is, and the faster way is kept for as long as the clock
+//! says so. While pages go as they are, compressing them counts for what it took before.
 //! Fewer bytes are worth something to everybody else on the link, so there is no trial where less than [`WORTH`] could be saved in all, nor
 //! where the trial itself would be more than a small part of what is left.
 
@@ -29,7 +30,7 @@ const WORTH: f64 = 0.1;
 const STILL_WORTH: f64 = WORTH / 16.0;
 /// Blocks until it is known how much there is to send.
 const SURE: u32 = 32;
-/// Blocks of a trial. The first ones are not counted: they only fill what is between the two hosts.
+/// Blocks of a trial. The first ones are not counted, here and after it: they only fill what is between the two hosts, or wait for what the ones before left there.
 const TRIAL: u32 = 24;
 /// A trial that fails has made its bytes for nothing: there is one only where it is less than such a part of what is left.
 const TRIAL_PART: u64 = 8;
@@ -104,8 +105,8 @@ pub(super) struct Choice {
     /// What memory took in all: compressed, and as it is.
     compressed: Clock,
     plain: Clock,
-    /// Blocks sent as they are since that was begun, and how many blocks there have to have been before it is tried again.
-    tried: u32,
+    /// Blocks sent as they are since that was begun, or compressed; and how many blocks there have to have been before the former is tried again.
+    since: u32,
     again: u32,
     failed: u32,
     least: f64,
@@ -150,7 +151,7 @@ impl Default for Choice {
             link: None,
             compressed: Clock::default(),
             plain: Clock::default(),
-            tried: 0,
+            since: 0,
             again: SURE,
             failed: 0,
             least: 0.0,
@@ -188,13 +189,10 @@ impl Choice {
         let lately = self.lately.unwrap_or(seen);
         self.link = Some(self.link.map_or(lately, |worst| lately.max(worst * MEMORY)));
         let (whole, memory) = (sent.whole.as_secs_f64(), sent.memory.max(1) as f64);
-        if self.level > 0 {
-            self.compressed.add(whole, memory);
-        } else {
-            self.tried = self.tried.saturating_add(1);
-            if self.tried > NOT_COUNTED {
-                self.plain.add(whole, memory);
-            }
+        self.since = self.since.saturating_add(1);
+        if self.since > NOT_COUNTED {
+            let clock = if self.level > 0 { &mut self.compressed } else { &mut self.plain };
+            clock.add(whole, memory);
         }
         (self.least, self.left) = (sent.least, sent.left);
         self.block = self.block.max(sent.memory as u64);
@@ -222,7 +220,7 @@ impl Choice {
         let level = if self.level == 0 {
             if self.plain_is_faster() { 0 } else { best }
         } else if self.worth_a_trial(besides.max(self.least) + link, cost(best)) {
-            (self.tried, self.plain) = (0, Clock::default());
+            self.plain = Clock::default();
             0
         } else if cost(best) < BETTER * cost(self.level) {
             best
@@ -231,7 +229,11 @@ impl Choice {
         };
         if self.level == 0 && level > 0 {
             self.again = self.seen.saturating_add(NOT_AGAIN << self.failed.min(8));
-            self.failed = self.failed.saturating_add(1);
+            // Not if there is just too little left.
+            self.failed = self.failed.saturating_add(u32::from(self.plain.rate() > self.compressed.rate()));
+        }
+        if (self.level == 0) != (level == 0) {
+            self.since = 0;
         }
         std::mem::replace(&mut self.level, level) != level
     }
@@ -254,7 +256,7 @@ impl Choice {
             return true;
         };
         let plain = plain.max(self.least);
-        if self.tried < TRIAL {
+        if self.since < TRIAL {
             return plain < HOPELESS * compressed;
         }
         (compressed - plain) * self.left as f64 > STILL_WORTH

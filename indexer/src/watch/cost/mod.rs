@@ -4,7 +4,7 @@
 //!
 //! - A *write to an armed page* takes a fault, once: then the page is writable until it is armed again. Arming memory that nobody writes costs nothing.
 //! - An *arm run*, one call for pages in a row, interrupts the vCPUs that have the memory in their translation caches.
-//! - *Attaching* stops a thread of the VMM, once. It is shown, and nothing is done about it: leaving pages unread afterwards would not undo it, and on a
+//! - *Attaching* stops a thread of the VMM. It is shown, and nothing is done about it: leaving pages unread afterwards would not undo it, and on a
 //!   crowded machine, where it takes longest, they would be stale for ten seconds.
 //!
 //! Scans and marks cost the daemon, not the guest: they change nothing in its page table (`docs/guest-cost.md` has the figures).

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::{
     fingerprint::{Hasher, Page, is_zero, pool::HashPool},
-    memory::{MemoryError, RegionMemory},
+    memory::{MemoryError, RegionMemory, Spent},
     units::PageRange,
 };
 
@@ -18,27 +18,37 @@ const GATHERED: u32 = 128;
 /// A run of at least this many pages is hashed in place; shorter ones are gathered, so that every SIMD lane is used.
 const IN_PLACE: u32 = 128;
 
+/// With so few hashing threads others unmap what they have read.
+const UNMAPPED_BY_OTHERS: usize = 2;
+
 /// Digests of runs of a region's pages, in order; `None` for a page of zeros.
 pub(super) fn digest(
     pool: &HashPool,
     memory: &RegionMemory,
     runs: &[PageRange],
 ) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
-    pool.install(|| digest_parallel(memory, runs))
+    pool.install(|| digest_parallel(memory, runs)).map(|digests| digests.fingerprints)
+}
+
+/// What came of reading a batch.
+#[derive(Debug)]
+pub(super) struct Digests {
+    pub fingerprints: Vec<Option<Fingerprint>>,
+    /// For the caller to drop, when it has time.
+    pub spent: Vec<Spent>,
 }
 
 /// The same, called on a thread of the pool.
-pub(super) fn digest_parallel(
-    memory: &RegionMemory,
-    runs: &[PageRange],
-) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
-    let pieces = pieces(runs);
-    let parts: Result<Vec<_>, _> = pieces.par_iter().map(|piece| digest_piece(memory, piece)).collect();
-    let mut parts = parts?;
-    if parts.len() == 1 {
-        return Ok(parts.swap_remove(0));
-    }
-    Ok(parts.concat())
+pub(super) fn digest_parallel(memory: &RegionMemory, runs: &[PageRange]) -> Result<Digests, MemoryError> {
+    // One tracker has the time to unmap what one or two threads have hashed, and not what more of them have.
+    let keep = rayon::current_num_threads() <= UNMAPPED_BY_OTHERS;
+    let digest = |piece: &Vec<PageRange>| {
+        digest_spent(memory, piece).map(|(digests, spent)| (digests, spent.filter(|_| keep)))
+    };
+    let parts: Result<Vec<_>, _> = pieces(runs).par_iter().map(digest).collect();
+    let (mut digests, spent): (Vec<_>, Vec<_>) = parts?.into_iter().unzip();
+    let fingerprints = if digests.len() == 1 { digests.swap_remove(0) } else { digests.concat() };
+    Ok(Digests { fingerprints, spent: spent.into_iter().flatten().collect() })
 }
 
 /// Splits runs into pieces of at most [`PIECE`] pages, keeping their order. A long run is a piece of its own.
@@ -91,6 +101,13 @@ pub(super) fn digest_piece(
     memory: &RegionMemory,
     runs: &[PageRange],
 ) -> Result<Vec<Option<Fingerprint>>, MemoryError> {
+    digest_spent(memory, runs).map(|(digests, _)| digests)
+}
+
+fn digest_spent(
+    memory: &RegionMemory,
+    runs: &[PageRange],
+) -> Result<(Vec<Option<Fingerprint>>, Option<Spent>), MemoryError> {
     thread_local! {
         static WORKSPACE: std::cell::RefCell<(Hasher, Vec<u8>)> = std::cell::RefCell::new((Hasher::new(), Vec::new()));
     }
@@ -99,8 +116,9 @@ pub(super) fn digest_piece(
         if let [run] = runs
             && run.end - run.start >= IN_PLACE
         {
-            memory.with_pages(run.clone(), scratch, |pages| hasher.fingerprint(pages, &mut out))?;
-            return Ok(out);
+            let hash = |pages: &[Page]| hasher.fingerprint(pages, &mut out);
+            let ((), spent) = memory.with_pages_spent(run.clone(), scratch, hash)?;
+            return Ok((out, spent));
         }
         let pages: usize = runs.iter().map(Range::len).sum();
         scratch.resize(pages * size_of::<Page>(), 0);
@@ -111,7 +129,7 @@ pub(super) fn digest_piece(
             rest = after;
         }
         hasher.fingerprint(scratch.as_chunks().0, &mut out);
-        Ok(out)
+        Ok((out, None))
     })
 }
 

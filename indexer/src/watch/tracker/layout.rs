@@ -8,7 +8,7 @@ use std::{
 use memdex_wire::event::Event;
 use roaring::RoaringBitmap;
 
-use super::{Tracker, attach_protection, check::Distrust, region::Watched};
+use super::{Tracker, attach_protection, check::Distrust, pay::note_stop, region::Watched};
 use crate::{host::JobError, map::Layout, vm::descriptor::VmDescriptor, watch::protocol};
 
 /// A doubt is found by discovery within this time of its beginning: what other processes map is looked at by turns. (Where eBPF sees them
@@ -84,6 +84,9 @@ impl Tracker {
             // Ours would stand in the way of the new one.
             self.claim = None;
             (self.claim, self.protection) = attach_protection(self.process, &self.shared);
+            if let Ok(protection) = &self.protection {
+                note_stop(&mut self.cost, protection, Instant::now());
+            }
         }
         let mut better = false;
         for index in 0..self.regions.len() {

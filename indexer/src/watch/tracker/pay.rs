@@ -24,10 +24,17 @@ pub(super) fn begin_to_pay(
 ) -> GuestCost {
     let prices = shared.prices.of(descriptor.accelerator);
     let mut cost = GuestCost::new(prices, shared.options.tracker.guest_budget_ppm, now);
-    if let Some(Protection::UserFault(userfault)) = protection {
-        cost.stopped(userfault.report().stopped, now);
+    if let Some(protection) = protection {
+        note_stop(&mut cost, protection, now);
     }
     cost
+}
+
+/// Attaching may have stopped a thread of the VMM.
+pub(super) fn note_stop(cost: &mut GuestCost, protection: &Protection, now: Instant) {
+    if let Protection::UserFault(userfault) = protection {
+        cost.stopped(userfault.report().stopped, now);
+    }
 }
 
 impl Tracker {

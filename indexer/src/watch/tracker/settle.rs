@@ -1,11 +1,10 @@
 //! arm → read → hash → check → publish, for one batch of pages of one region.
 
-use memdex_wire::Fingerprint;
 use roaring::RoaringBitmap;
 
 use super::{
     Lost, Tracker,
-    digest::{PIECE, digest_parallel},
+    digest::{Digests, PIECE, digest_parallel},
     region::cut_between_huge_pages,
     trouble::Trouble,
 };
@@ -29,7 +28,7 @@ const SCAN_GAP: u32 = 64;
 #[derive(Debug)]
 struct Reading {
     batch: Batch<Armed>,
-    digests: Pending<Result<Vec<Option<Fingerprint>>, MemoryError>>,
+    digests: Pending<Result<Digests, MemoryError>>,
 }
 
 impl Tracker {
@@ -191,7 +190,11 @@ impl Tracker {
     fn finish(&mut self, reading: Reading) -> Result<RoaringBitmap, Lost> {
         let Reading { batch, digests } = reading;
         let region = batch.region();
-        let batch = match batch.hashed(self.regions[region].epoch, digests.wait()) {
+        let (digests, spent) = match digests.wait() {
+            Ok(Digests { fingerprints, spent }) => (Ok(fingerprints), spent),
+            Err(error) => (Err(error), Vec::new()),
+        };
+        let batch = match batch.hashed(self.regions[region].epoch, digests) {
             Ok(batch) => batch,
             Err((pages, None)) => return Ok(pages),
             Err((pages, Some(error))) => {
@@ -229,6 +232,8 @@ impl Tracker {
             self.unseen -= pages;
             self.note_progress();
         }
+        // After all that others wait for, and while the next batch is being read.
+        drop(spent);
         Ok(doubtful)
     }
 
