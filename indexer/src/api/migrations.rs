@@ -140,12 +140,12 @@ pub(super) async fn abort(
 
 /// The control connection of a migration, from the source's daemon to the destination's.
 ///
-/// An upgrade to the protocol `memdex-migration/3`, which is described byte by byte in the crate `memdex-wire`, module `transfer`.
+/// An upgrade to the protocol `memdex-migration/2`, which is described byte by byte in the crate `memdex-wire`, module `transfer`.
 #[utoipa::path(
     post, path = "/v1/migrations/{id}/receive", tag = "Migrations", operation_id = "receiveMigration",
     params(("id" = String, Path, description = "Id that the source has chosen: 8 to 64 hexadecimal digits")),
     responses(
-        (status = 101, description = "The connection speaks `memdex-migration/3` from here on"),
+        (status = 101, description = "The connection speaks `memdex-migration/2` from here on"),
         (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
     ),
 )]
@@ -165,7 +165,7 @@ pub(super) async fn receive(
     post, path = "/v1/migrations/{id}/stream", tag = "Migrations", operation_id = "streamMigration",
     params(("id" = String, Path, description = "Id of an incoming migration")),
     responses(
-        (status = 101, description = "The connection speaks `memdex-migration/3` from here on"),
+        (status = 101, description = "The connection speaks `memdex-migration/2` from here on"),
         (status = 404, description = "`migration_not_found`", body = Problem, content_type = "application/problem+json"),
         (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
     ),

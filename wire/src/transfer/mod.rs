@@ -1,6 +1,6 @@
 //! What two daemons say to each other while a VM moves. All integers are little-endian.
 //!
-//! Two kinds of connections, all opened by the source, each an HTTP/1.1 request that was upgraded to `memdex-migration/3`:
+//! Two kinds of connections, all opened by the source, each an HTTP/1.1 request that was upgraded to `memdex-migration/2`:
 //! one for *control* (`POST /v1/migrations/{id}/receive`), both ways, and some for *data* (`POST /v1/migrations/{id}/stream`), from source to
 //! destination only. Whoever reads bounds what it takes before it allocates.
 //!
@@ -47,7 +47,7 @@
 //! | 16 | 2·(n+w) | `u16` positions in the batch: first those that follow, then those withdrawn |
 //! | … | | payload: n pages of 4096 bytes, as the codec says |
 //!
-//! No zstd stream of pages has a window of more than 2²² bytes, none of device state one of more than 2²⁰, and a piece of device state is at most [`MAX_DEVICE_PIECE`] bytes
+//! No zstd stream, of pages or of device state, has a window of more than 2²⁰ bytes, and a piece of device state is at most [`MAX_DEVICE_PIECE`] bytes
 //! also when it is unpacked.
 
 mod block;
@@ -63,7 +63,7 @@ pub use frame::{FrameError, ToDestination, ToSource};
 pub use name::{Name, Namer, ZERO_NAME};
 
 /// Name of the protocol in the `Upgrade` header.
-pub const PROTOCOL: &str = "memdex-migration/3";
+pub const PROTOCOL: &str = "memdex-migration/2";
 /// Bytes before the body of a frame.
 pub const FRAME_HEADER: usize = 5;
 /// Largest body of a frame.
