@@ -23,6 +23,10 @@ pub(crate) enum Kind {
     /// The guest writes, and then a neighbour in the same huge page is discarded: the kernel splits the huge page, and takes all of it out
     /// of the page table.
     Split,
+    /// The same, and then the VMM reads the pages: they are there again, all zero, and as protected as they were.
+    Refilled,
+    /// The same, and then the kernel makes a huge page of what is left and the hole, as khugepaged does.
+    Collapsed,
     /// madvise(MADV_REMOVE).
     MadviseRemove,
     /// madvise(MADV_DONTNEED).
@@ -65,6 +69,7 @@ impl Kind {
                 | Self::Read
                 | Self::Uring
                 | Self::PunchHole
+                | Self::Refilled
                 | Self::MadviseRemove
                 | Self::MadviseDontneed
         )
@@ -120,6 +125,14 @@ impl Kind {
             Self::Read => run(format!("fill {first} {count}")),
             Self::Uring => run(format!("uring read {first} {count}")),
             Self::PunchHole => run(format!("punch 0 {first} {count}")),
+            Self::Refilled => {
+                run(format!("punch 0 {first} {count}"));
+                run(format!("peek {first} {count}"));
+            }
+            Self::Collapsed => {
+                run(format!("punch 0 {first} {count}"));
+                run(format!("collapse 0 {first}"));
+            }
             Self::MadviseRemove => run(format!("madvise 0 {first} {count} remove")),
             Self::MadviseDontneed => run(format!("madvise 0 {first} {count} dontneed")),
             Self::DirectIo => {

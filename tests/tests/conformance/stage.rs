@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Size of slot 0.
-pub(crate) const MIB: u64 = 8;
+pub(crate) const MIB: u64 = 12;
 const PAGES: u64 = MIB << 8;
 /// Pages that each row writes.
 const COUNT: u64 = 8;

@@ -85,6 +85,12 @@ pub(crate) const TABLE: &[Row] = &[
         rams: &[Memfd, HugeTmpfs],
         sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)],
     },
+    Row {
+        kind: Kind::Refilled,
+        rams: &[Memfd, HugeTmpfs],
+        sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)],
+    },
+    Row { kind: Kind::Collapsed, rams: &[HugeTmpfs], sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)] },
     Row { kind: Kind::Split, rams: &[HugeTmpfs], sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)] },
     Row {
         kind: Kind::MadviseRemove,

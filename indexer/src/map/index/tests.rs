@@ -115,7 +115,8 @@ fn a_guest_cannot_make_the_daemon_remember_ever_more_crowded_contents() {
     let index = ContentIndex::new().unwrap();
     let crowded =
         |index: &ContentIndex| -> usize { index.shards.iter().map(|shard| lock(shard).crowded.len()).sum() };
-    for content in 0..(CROWDED as u64 + 100) << SHARD {
+    // So many more that each shard has its fill, however the multiplier spreads them.
+    for content in 0..(CROWDED as u64 + 1000) << SHARD {
         let print = Fingerprint::new(*blake3::hash(&content.to_le_bytes()).as_bytes());
         for page in 0..=SAME_TAG as u32 {
             index.insert(&print, Place { map: MapId(0), page });

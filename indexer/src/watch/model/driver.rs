@@ -230,11 +230,12 @@ impl System {
                         mapped_anew(state, region);
                     }
                 }
-                state.at = At::Audit(state.world.sighting(all));
+                state.at = At::Audit(self.sighting(&state.world, all));
                 return;
             }
         };
-        seen.data = state.world.sighting(all.clone()).data;
+        let later = self.sighting(&state.world, all.clone());
+        (seen.data, seen.zero) = (later.data, later.zero);
         let mut found = Findings::default();
         found.compare(&state.map, all, &seen);
         self.take_marks(state);

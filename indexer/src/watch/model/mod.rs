@@ -60,12 +60,12 @@ use self::{
     world::{Budget, World},
 };
 use super::{
-    protocol::{self, Findings, FullScan},
+    protocol::{self, Findings, FullScan, Sighting},
     queue::Queue,
 };
 use crate::{
     map::{Change, ContentIndex, Layout, MapId, PageMap},
-    units::Hva,
+    units::{Hva, PageRange},
     vm::descriptor::{Backing, Region},
 };
 
@@ -89,6 +89,8 @@ enum Break {
     SpendMark,
     /// A page is read while it is being discarded.
     ReadDiscarding,
+    /// Where nobody tells of discards, an audit takes what is protected and no hole for what it was.
+    TrustProtection,
     /// Everything is armed while a batch is being read.
     ClearUnderWay,
     /// Marks that were set while everything was armed are thrown away.
@@ -183,6 +185,15 @@ impl System {
         }
     }
 
+    /// What an audit sees: where nobody tells of discards it looks at the bytes, too.
+    fn sighting(&self, world: &World, window: PageRange) -> Sighting {
+        let mut seen = world.sighting(window);
+        if self.marks || self.broken == Break::TrustProtection {
+            seen.zero.clear();
+        }
+        seen
+    }
+
     fn follow(&self, changes: &[Change]) {
         if let Some((index, map)) = &self.index {
             index.follow(*map, changes);
@@ -207,7 +218,7 @@ impl System {
             }
             Promise::Audit => {
                 let mut found = Findings::default();
-                found.compare(&state.map, page..page + 1, &state.world.sighting(page..page + 1));
+                found.compare(&state.map, page..page + 1, &self.sighting(&state.world, page..page + 1));
                 found.doubtful.contains(page)
             }
         }

@@ -117,7 +117,7 @@ fn faults_that_take_longer_than_anybody_waits() {
 
 #[test]
 fn no_marks_at_all() {
-    let budget = Budget { discards: 1, ..writes(2) };
+    let budget = Budget { discards: 1, touches: 1, ..writes(2) };
     holds(System { marks: false, audits: true, promise: Promise::Audit, ..System::new(&[1], 1, budget) });
 }
 
@@ -167,6 +167,13 @@ fn reading_before_a_scan_has_seen_the_write_is_caught() {
 #[test]
 fn reading_during_a_discard_is_caught() {
     catches(Break::ReadDiscarding, PROMISED, System::new(&[1], 1, Budget { discards: 1, ..NOTHING }));
+}
+
+#[test]
+fn believing_what_is_protected_where_nobody_tells_of_discards_is_caught() {
+    let budget = Budget { discards: 1, touches: 1, ..NOTHING };
+    let deaf = System { marks: false, audits: true, promise: Promise::Audit, ..System::new(&[1], 1, budget) };
+    catches(Break::TrustProtection, LOST, deaf);
 }
 
 /// Soft-dirty bits, of which the mark alone has to tell what was lost.

@@ -398,6 +398,9 @@ impl World {
             if at.file.is_some() {
                 seen.data.insert(page);
             }
+            if at.file == Some(0) {
+                seen.zero.insert(page);
+            }
         }
         seen
     }

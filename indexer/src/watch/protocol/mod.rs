@@ -167,6 +167,8 @@ pub(super) struct Sighting {
     pub open: RoaringBitmap,
     /// Not a hole.
     pub data: RoaringBitmap,
+    /// All zero: looked at only where nobody tells of discards.
+    pub zero: RoaringBitmap,
 }
 
 /// What an audit has found so far.
@@ -180,12 +182,15 @@ pub(super) struct Findings {
 
 impl Findings {
     /// Holds what the map shows of a window against what is there: data and a *protected* entry for what is shown as `current` or
-    /// `zero`; neither data nor an unprotected entry for what is shown as `absent`.
+    /// `zero`; neither data nor an unprotected entry for what is shown as `absent`. What is shown with a fingerprint and reads all zero was thrown away, and
+    /// is there again: protected, and no hole.
     pub(super) fn compare(&mut self, map: &PageMap, window: Range<u32>, seen: &Sighting) {
-        let held = map.in_state(window.clone(), &[PageState::Current, PageState::Zero]);
+        let current = map.in_state(window.clone(), &[PageState::Current]);
+        let held = &current | map.in_state(window.clone(), &[PageState::Zero]);
         let absent = map.in_state(window, &[PageState::Absent]);
         self.doubtful |= &held - &seen.armed;
         self.doubtful |= &held - &seen.data;
+        self.doubtful |= current & &seen.zero;
         self.doubtful |= &absent & (&seen.open | &seen.data);
         self.written |= (held | absent) & &seen.open;
     }

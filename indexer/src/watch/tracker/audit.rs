@@ -3,7 +3,9 @@
 //! For every page shown as `current` or `zero` there must be data in the RAM file and a *protected* entry in the page table;
 //! for every page shown as `absent` there must be neither data nor an unprotected entry. "Not reported as written"
 //! would not be enough: a page that was written and then swapped out, or unmapped by the VMM, has no entry at all.
-//! Holes are compared because punching a hole leaves the protection in place: the page table does not show it.
+//! Holes are compared because punching a hole leaves the protection in place: the page table does not show it. Nor does it show that a hole has been filled again, by a read
+//! or by khugepaged, which makes a huge page of what lies around it: then there is a page of zeros, protected as before. So where no eBPF program tells of discards, each page
+//! with a fingerprint is looked at: by a discard it can only have become zero, and the look ends at the first byte that is not.
 //! Whatever fails is stale at once. Writes that eBPF should have marked and did not are counted.
 
 use std::{
@@ -11,14 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use memdex_wire::page::PageState;
 use roaring::RoaringBitmap;
 
-use super::{Lost, Tracker, trouble::Trouble};
+use super::{Lost, Tracker, digest::any_bytes, trouble::Trouble};
 use crate::{
     map::MapSnapshot,
-    memory::Walk,
+    memory::{MemoryError, Walk},
     units::PageRange,
-    watch::protocol::{self, Findings, Sighting},
+    watch::{
+        protocol::{self, Findings, Sighting},
+        queue::runs,
+    },
 };
 
 /// Pages looked at between two looks at the marks.
@@ -106,8 +112,27 @@ impl Tracker {
         for run in data {
             seen.data.insert_range(watched.first_page + run.start..watched.first_page + run.end);
         }
+        if !self.told_of_discards() {
+            seen.zero = self.zero_pages(
+                region,
+                &(snapshot.in_state(window.clone(), &[PageState::Current]) & &seen.data),
+            )?;
+        }
         found.compare(snapshot, window, &seen);
         Ok(())
+    }
+
+    /// Those of `pages`, which lie in one region and are no holes, that are all zero.
+    pub(super) fn zero_pages(
+        &self,
+        region: usize,
+        pages: &RoaringBitmap,
+    ) -> Result<RoaringBitmap, MemoryError> {
+        let watched = &self.regions[region];
+        let Some(memory) = &watched.memory else { return Ok(RoaringBitmap::new()) };
+        let relative: Vec<_> = runs(pages).map(|run| watched.relative(&run)).collect();
+        let any = any_bytes(&self.shared.pool, memory, &relative)?;
+        Ok(pages.iter().zip(any).filter(|(_, any)| !any).map(|(page, _)| page).collect())
     }
 
     /// How long to wait from one audit to the next: seldom enough to cost next to nothing.

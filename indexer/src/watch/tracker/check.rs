@@ -141,9 +141,10 @@ impl Tracker {
         if self.marks_see_writes() {
             self.vm.counters.missed_by_ebpf.add((&written - &marked).len());
         }
-        // Where nobody tells of discards, a page that is gone was thrown away.
-        let told = self.marks.is_some() && self.shared.hooks.discards_attached();
-        let gone = differing.iter().filter(|differing| !told && differing.now == Content::Absent);
+        // Where nobody tells of discards, a page that is gone was thrown away, and so was one that is all zero.
+        let told = self.told_of_discards();
+        let thrown_away = |now| matches!(now, Content::Absent | Content::Zero);
+        let gone = differing.iter().filter(|differing| !told && thrown_away(differing.now));
         let mut excused = (&differ - &armed) | &marked;
         excused.extend(gone.map(|differing| differing.page));
         self.stale(&excused);

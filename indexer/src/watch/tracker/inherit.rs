@@ -15,7 +15,7 @@
 //! - **Nobody armed it anew.** Whoever arms pages without going on with this file does so with a userfaultfd of his own and closes this one ([`userfault::attach`]), so the
 //!   token is gone. Two at once are kept apart by the claim, which is taken first.
 //! - **Not seen as written.** Positively protected, as the audit wants it: a page without an entry in the page table is not believed.
-//! - **Not thrown away.** A hole shows in the file. A hole that was read since shows nowhere: the page is there again, all zero, and still protected. So each page with a fingerprint
+//! - **Not thrown away.** A hole shows in the file. A hole that was filled since (by a read, by khugepaged) shows nowhere: the page is there again, all zero, and still protected. So each page with a fingerprint
 //!   is looked at: by a discard it can only have become zero, and the look ends at the first byte that is not, which takes a cache miss.
 //!   A discard that is under way when the hooks are attached says at its end that anything may have been discarded. The looks come after the hooks.
 //! - **Nobody wrote past the page table.** Direct I/O: see [`crate::watch::unsettled`]. Devices and other processes: as long as there was a doubt, or something that was not explained, the
@@ -34,10 +34,7 @@ use std::{sync::Arc, time::Instant};
 
 use roaring::RoaringBitmap;
 
-use super::{
-    Lost, Tracker, attach_protection, digest::any_bytes, region::Watched, settle::with_marks,
-    trouble::Trouble,
-};
+use super::{Lost, Tracker, attach_protection, region::Watched, settle::with_marks, trouble::Trouble};
 use crate::{
     host::Shared,
     map::{Change, DirectIo, Layout, Left, Owner, PageMap, monotonic_seconds},
@@ -274,9 +271,7 @@ impl Tracker {
             pages.iter().filter(|page| map.page(*page).fingerprint.is_some()).collect()
         };
         known &= &seen.data;
-        let relative: Vec<_> = runs(&known).map(|run| watched.relative(&run)).collect();
-        let any = any_bytes(&self.shared.pool, &memory, &relative)?;
-        seen.zero = known.iter().zip(any).filter(|(_, any)| !any).map(|(page, _)| page).collect();
+        seen.zero = self.zero_pages(region, &known)?;
 
         self.protection(region, pages, &mut seen.armed, &mut seen.open)?;
         seen.marked = with_marks(self.marks.as_ref(), pages);

@@ -92,6 +92,8 @@ impl Tracker {
 
     /// (Re)starts the eBPF marks with the regions and memslots as they are now.
     pub(super) fn watch_marks(&mut self) {
+        // Not so at the beginning: then nothing is known, or what is inherited, which is looked at for itself.
+        let deaf = self.marks_missing.is_some() && !self.told_of_discards();
         let blind = self.half_blind();
         let regions = self.regions.iter().map(|watched| MarkRegion {
             start: watched.region.start,
@@ -130,7 +132,15 @@ impl Tracker {
             // What both witnesses missed meanwhile shows nowhere.
             self.whole.spend_runs(std::slice::from_ref(&(0..held.total as u32)));
             self.know_nothing();
+        } else if deaf && self.told_of_discards() {
+            // From now on no audit looks at the bytes. What was thrown away before, and is there again, shows nowhere.
+            self.know_nothing();
         }
+    }
+
+    /// Whether eBPF tells of memory that is thrown away.
+    pub(super) fn told_of_discards(&self) -> bool {
+        self.marks.is_some() && self.shared.hooks.discards_attached()
     }
 
     /// Whether eBPF tells of every write that takes a fault, so that scans need to look only where it points.

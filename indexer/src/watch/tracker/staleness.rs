@@ -4,7 +4,7 @@
 //!
 //! - the marks of eBPF, and the second look at the pages published lately (a write whose fault began before they were armed has no mark
 //!   of its own); without marks the last scan of everything;
-//! - where nobody tells of discards, the audit, which compares the holes;
+//! - where nobody tells of discards, the audit, which compares the holes and looks for pages that have become zero;
 //! - where writes can come unseen, the last reading of everything that has been completed, counted from its beginning.
 //!
 //! A page that has been noticed is stale, however long it stays so: it is not what this is about.
@@ -120,7 +120,7 @@ impl Tracker {
         let looks = &self.looks;
         let mut as_of = if self.marks_see_writes() { looks.marks.min(looks.recheck) } else { looks.scan };
         as_of = as_of.min(looks.overflowed.unwrap_or(as_of));
-        if self.marks.is_none() || !self.shared.hooks.discards_attached() {
+        if !self.told_of_discards() {
             as_of = as_of.min(looks.audit);
         }
         if self.doubted() || self.regions.iter().any(|watched| watched.readable() && !watched.armed()) {

@@ -58,8 +58,7 @@ impl Tracker {
             reasons.push(
                 "writes may be missed: soft-dirty bits need eBPF marks beside them, and this VM's faults are not marked".to_owned(),
             );
-        } else if self.protection.is_ok() && (self.marks.is_none() || !self.shared.hooks.discards_attached())
-        {
+        } else if self.protection.is_ok() && !self.told_of_discards() {
             reasons.push(
                 "discarded memory (balloon) is only noticed late: the eBPF hooks on discards are not attached".to_owned(),
             );

@@ -142,6 +142,10 @@ impl Machine {
         })
     }
 
+    pub(crate) fn peek(&self, first: u64, count: u64) -> Result<String> {
+        self.0.with_page(first, |ram, page| (0..count).try_for_each(|i| ram.peek(page + i)))
+    }
+
     pub(crate) fn fill(&self, first: u64, count: u64) -> Result<String> {
         self.0.with_page(first, |ram, page| ram.fill(page, count))
     }
@@ -215,6 +219,10 @@ impl Machine {
 
     pub(crate) fn discard(&self, id: u32, page: u64, count: u64, how: Discard) -> Result<String> {
         self.with_slot(id, |slot| slot.ram.discard(page, count, how))
+    }
+
+    pub(crate) fn collapse(&self, id: u32, page: u64) -> Result<String> {
+        self.with_slot(id, |slot| slot.ram.collapse(page))
     }
 
     pub(crate) fn truncate(&self, id: u32, pages: u64) -> Result<String> {

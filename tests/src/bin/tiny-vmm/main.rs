@@ -15,6 +15,8 @@
 //! slot add ID PAGE PAGES      plugs memory in at guest page PAGE
 //! slot del ID                 takes it out and unmaps it
 //! slot move ID PAGE           moves it to another guest page
+//! peek FIRST COUNT            the VMM reads pages
+//! collapse ID PAGE            fills a hole by making a huge page of what is around it
 //! punch ID PAGE COUNT         fallocate(PUNCH_HOLE) in the slot's RAM file
 //! madvise ID PAGE COUNT remove|dontneed
 //! remap ID [other]            fresh memory over the slot's; if it is a file, the same once more, or another one
@@ -130,6 +132,7 @@ fn execute(machine: &Machine, words: &[&str]) -> Result<String> {
         }
         ["zero", first, count] => machine.guest_zero(number(first)?, number(count)?),
         ["poke", first, count, seed] => machine.poke(number(first)?, number(count)?, number(seed)? as u32),
+        ["peek", first, count] => machine.peek(number(first)?, number(count)?),
         ["scatter", first, count] => machine.scatter(number(first)?, number(count)?),
         ["fill", first, count] => machine.fill(number(first)?, number(count)?),
         ["loop", rate, first, count] => machine.start_loop(number(rate)?, number(first)?, number(count)?),
@@ -151,6 +154,7 @@ fn execute(machine: &Machine, words: &[&str]) -> Result<String> {
             };
             machine.discard(number(id)? as u32, number(page)?, number(count)?, how)
         }
+        ["collapse", id, page] => machine.collapse(number(id)? as u32, number(page)?),
         ["remap", id] => machine.remap(number(id)? as u32, false),
         ["remap", id, "other"] => machine.remap(number(id)? as u32, true),
         ["relocate", id] => machine.relocate(number(id)? as u32),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create},
+    fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, ftruncate, memfd_create, seek},
     io::Errno,
     mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap},
 };
@@ -144,6 +144,32 @@ impl Ram {
             unsafe { target.add(offset as usize).cast::<u32>().write_volatile(key) };
         }
         Ok(())
+    }
+
+    /// Reads a page, as device emulation does: a hole becomes a page of zeros.
+    pub(crate) fn peek(&self, page: u64) -> Result<(), String> {
+        let target = self.at(page, 1)?;
+        // SAFETY: the byte lies within the page that `at` has checked.
+        unsafe { target.read_volatile() };
+        Ok(())
+    }
+
+    /// Makes one huge page of the aligned 2 MiB around a page that is a hole, as khugepaged does in its own time.
+    pub(crate) fn collapse(&self, page: u64) -> Result<(), String> {
+        const PAGES: u64 = 512;
+        let target = self.at(page - page % PAGES, PAGES)?;
+        let file = self.file.as_ref().ok_or("anonymous RAM has no holes to fill")?;
+        for _ in 0..100 {
+            // Whatever it says: where a userfaultfd watches it leaves the page table alone, and calls that a failure.
+            // SAFETY: the range is guest RAM; collapsing changes no byte.
+            unsafe { libc::madvise(target.cast(), (PAGES * PAGE) as usize, libc::MADV_COLLAPSE) };
+            if seek(file, SeekFrom::Data(page * PAGE)) == Ok(page * PAGE) {
+                return Ok(());
+            }
+            // Some page was in use by somebody for a moment.
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        Err("madvise(COLLAPSE): the hole stays one".to_owned())
     }
 
     /// Lets the kernel write random bytes into pages.
