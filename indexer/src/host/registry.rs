@@ -179,6 +179,8 @@ impl Registry {
     }
 
     fn remove(&self, shared: &Shared, vm: &Arc<Vm>, reason: &str) {
+        // Its tracker may have found out by itself, and those who wait for the VM are to hear of it too.
+        vm.stop("it is no longer indexed");
         self.vms.write().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, vm));
         if vm.moved_away() && shared.options.keep_bytes > 0 {
             self.kept.add(Arc::clone(vm));

@@ -332,7 +332,7 @@ impl Vm {
         let _ = self.commands.try_send(Command::Wake);
     }
 
-    /// Why tracking is to end, if it is.
+    /// Why tracking is to end or has ended, if so.
     pub(crate) fn stopped(&self) -> Option<&'static str> {
         self.stop.get().copied()
     }

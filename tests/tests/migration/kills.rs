@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
+use memdex_tests::wait;
+
 use crate::{
     hosts::tcp,
     stage::{
         CHECK, Moving, Stage,
         judge::{RUNS_AGAIN, Runs},
-        moment::{Tail, runs},
+        moment::{Moment, Tail, runs},
         watched::Watched,
     },
 };
@@ -48,6 +50,33 @@ fn guest_runs_once_whatever_dies_while_it_moves() {
             moment.wait(&mut log);
             kill(&mut stage, &mut moving, waiting);
         }
+    }
+}
+
+/// A VM that ends before its daemon has read it once: the migration has nothing more to wait for.
+#[test]
+fn guest_that_dies_before_it_was_read_ends_its_migration() {
+    let mut stage = Stage::new("unread", &CHECK);
+    for _ in 0..runs(2) {
+        let waiting = stage.waiting();
+        let to = tcp(stage.there());
+        let at = stage.at;
+        stage.hosts[at].stop();
+        let maps = format!("{}.maps", stage.here().socket().display());
+        std::fs::remove_dir_all(maps).expect("what was known of the guest");
+        // Pages that the guest writes while it is read for the first time have to wait long for their turn.
+        std::fs::write(stage.scratch.path("config.toml"), "guest_budget = 0.01\n[migration]\nkeep_mib = 0\n")
+            .expect("another configuration");
+        stage.hosts[at].restart(&stage.scratch);
+        let tracked = || stage.here().vm_of(stage.guest.qemu.pid()).filter(|vm| vm.tracking == "exact");
+        wait::until("the guest to be tracked", Duration::from_secs(10), tracked);
+        let mut log = Tail::of(stage.here().log_file());
+        let mut moving = stage.begin(&waiting, &to, &["--max-bandwidth", SLOW]);
+        assert!(Moment::at("copying").wait(&mut log), "it is under way");
+        let indexed = stage.here().get("/v1/vms").json()[0]["indexed"].clone();
+        eprintln!("{indexed}");
+        assert!(indexed["done"].as_u64() < indexed["total"].as_u64(), "it has been read already");
+        source_vmm(&mut stage, &mut moving, waiting);
     }
 }
 
