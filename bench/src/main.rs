@@ -4,6 +4,7 @@
 //! under QEMU. What it prints is what it saw; a figure out of bounds is printed as such, and `--check` makes it an error.
 
 mod bulk;
+mod churn;
 mod compare;
 mod curves;
 mod daemon;
@@ -102,6 +103,9 @@ fn main() -> ExitCode {
     }
     if wanted(&[bulk::NAME]) {
         bulk::measure(&mut figures);
+    }
+    if wanted(&[churn::NAME]) {
+        churn::measure(&mut figures);
     }
     if wanted(&["diff_cold_1gib_ms"]) {
         diff::measure(&mut figures);
