@@ -61,7 +61,7 @@ fn anonymous_memory_is_not_populated() {
 const ROUNDS: u32 = 12;
 const SOME: usize = 4;
 
-/// A tenth of the rounds' contents would be more than this. (`cargo xtask bench --only daemon_growth` has a whole day of it.)
+/// A third of what the last rounds brought would be more than this. (`cargo xtask bench --only daemon_growth` has a whole day of it.)
 #[test]
 fn a_daemon_does_not_grow_with_what_has_gone() {
     let scratch = Scratch::new("churn");

@@ -172,6 +172,11 @@ impl Queue {
         self.ready.insert_range(run);
     }
 
+    /// These have just been read, all of them well, by somebody who did not take them from here: their turn need not come again.
+    pub(super) fn served(&mut self, pages: &RoaringBitmap) {
+        self.ready -= pages;
+    }
+
     /// Read these when everything has been armed.
     pub(super) fn until_armed(&mut self, pages: &RoaringBitmap) {
         self.unarmed |= pages;

@@ -20,13 +20,13 @@ pub(crate) enum Kind {
     Uring,
     /// fallocate(PUNCH_HOLE): a balloon.
     PunchHole,
+    /// A hole is punched, and then the VMM reads the pages: they are there again, all zero, and as protected as they were.
+    Refilled,
+    /// A hole is punched, and then the kernel makes a huge page of what is left and the hole, as khugepaged does.
+    Collapsed,
     /// The guest writes, and then a neighbour in the same huge page is discarded: the kernel splits the huge page, and takes all of it out
     /// of the page table.
     Split,
-    /// The same, and then the VMM reads the pages: they are there again, all zero, and as protected as they were.
-    Refilled,
-    /// The same, and then the kernel makes a huge page of what is left and the hole, as khugepaged does.
-    Collapsed,
     /// madvise(MADV_REMOVE).
     MadviseRemove,
     /// madvise(MADV_DONTNEED).

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Size of slot 0.
-pub(crate) const MIB: u64 = 12;
+pub(crate) const MIB: u64 = 16;
 const PAGES: u64 = MIB << 8;
 /// Pages that each row writes.
 const COUNT: u64 = 8;
@@ -156,7 +156,7 @@ impl Stage {
 
     /// First page and number of the pages of the `at`-th row. No row that discards shares a huge page with one that is done beside it.
     fn own_pages(&self, at: usize) -> (u64, u64) {
-        let stride = if self.ram == Ram::HugeTmpfs { 340 } else { 96 };
+        let stride = if self.ram == Ram::HugeTmpfs { 512 } else { 96 };
         (40 + at as u64 * stride, COUNT)
     }
 

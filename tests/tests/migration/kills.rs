@@ -53,11 +53,15 @@ fn guest_runs_once_whatever_dies_while_it_moves() {
     }
 }
 
-/// A VM that ends before its daemon has read it once: the migration has nothing more to wait for.
+/// A VM that ends before its daemon has read it once: the migration has nothing more to wait for. Reading takes a tenth of a second, so the moment may be missed: that is
+/// a fault like any other then, and there is another try.
 #[test]
 fn guest_that_dies_before_it_was_read_ends_its_migration() {
     let mut stage = Stage::new("unread", &CHECK);
-    for _ in 0..runs(2) {
+    let (mut unread, mut tries) = (0, 0);
+    while unread < runs(2) {
+        tries += 1;
+        assert!(tries <= 5 * runs(2), "it had been read in nearly every try");
         let waiting = stage.waiting();
         let to = tcp(stage.there());
         let at = stage.at;
@@ -74,8 +78,8 @@ fn guest_that_dies_before_it_was_read_ends_its_migration() {
         let mut moving = stage.begin(&waiting, &to, &["--max-bandwidth", SLOW]);
         assert!(Moment::at("copying").wait(&mut log), "it is under way");
         let indexed = stage.here().get("/v1/vms").json()[0]["indexed"].clone();
-        eprintln!("{indexed}");
-        assert!(indexed["done"].as_u64() < indexed["total"].as_u64(), "it has been read already");
+        eprintln!("when it is killed: {indexed}");
+        unread += usize::from(indexed["done"].as_u64() < indexed["total"].as_u64());
         source_vmm(&mut stage, &mut moving, waiting);
     }
 }

@@ -38,7 +38,9 @@
 //! whatever is wrong.
 
 mod driver;
+mod events;
 mod layout;
+mod looks;
 mod random;
 mod state;
 mod tests;
@@ -56,16 +58,17 @@ use stateright::{Model, Property};
 
 use self::{
     driver::{Action, Look},
+    events::Budget,
     state::{At, State, shown},
-    world::{Budget, World},
+    world::World,
 };
 use super::{
-    protocol::{self, Findings, FullScan, Sighting},
+    protocol::{self, Findings, FullScan},
     queue::Queue,
 };
 use crate::{
     map::{Change, ContentIndex, Layout, MapId, PageMap},
-    units::{Hva, PageRange},
+    units::Hva,
     vm::descriptor::{Backing, Region},
 };
 
@@ -183,15 +186,6 @@ impl System {
             at: At::Loop,
             published_wrong: false,
         }
-    }
-
-    /// What an audit sees: where nobody tells of discards it looks at the bytes, too.
-    fn sighting(&self, world: &World, window: PageRange) -> Sighting {
-        let mut seen = world.sighting(window);
-        if self.marks || self.broken == Break::TrustProtection {
-            seen.zero.clear();
-        }
-        seen
     }
 
     fn follow(&self, changes: &[Change]) {

@@ -7,8 +7,9 @@
 use memdex_wire::{Fingerprint, page::PageState};
 
 use super::{
+    events::Event,
     state::UnderWay,
-    world::{Discard, Entry, Event, Page, Writer},
+    world::{Discard, Entry, Page, Writer},
     *,
 };
 use crate::{

@@ -9,9 +9,10 @@ use roaring::RoaringBitmap;
 use super::{
     Break, System,
     driver::{Action, Look},
+    events::Event,
     layout::mapped_anew,
     state::{At, State},
-    world::{Entry, Event, World, Writer},
+    world::{Entry, World, Writer},
 };
 
 /// How far a round has come. `quiet`: how many migrations had begun before the clearing, if none was under way.

@@ -185,12 +185,13 @@ impl Findings {
     /// `zero`; neither data nor an unprotected entry for what is shown as `absent`. What is shown with a fingerprint and reads all zero was thrown away, and
     /// is there again: protected, and no hole.
     pub(super) fn compare(&mut self, map: &PageMap, window: Range<u32>, seen: &Sighting) {
-        let current = map.in_state(window.clone(), &[PageState::Current]);
-        let held = &current | map.in_state(window.clone(), &[PageState::Zero]);
+        if !seen.zero.is_empty() {
+            self.doubtful |= map.in_state(window.clone(), &[PageState::Current]) & &seen.zero;
+        }
+        let held = map.in_state(window.clone(), &[PageState::Current, PageState::Zero]);
         let absent = map.in_state(window, &[PageState::Absent]);
         self.doubtful |= &held - &seen.armed;
         self.doubtful |= &held - &seen.data;
-        self.doubtful |= current & &seen.zero;
         self.doubtful |= &absent & (&seen.open | &seen.data);
         self.written |= (held | absent) & &seen.open;
     }

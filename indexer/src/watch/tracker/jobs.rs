@@ -206,6 +206,8 @@ impl Tracker {
         job.todo -= &batch;
         let inherited = self.inherited(region, &batch);
         let doubtful = self.settle(region, batch.clone())?;
+        // Where something can write unseen, what is queued is read although it is current: not once more right after this, which would make it stale for that time.
+        self.queue.served(&(&batch - &doubtful));
         if job.still && !job.reply.is_closed() {
             // Who asked waits for us, and the guest stands still for as long as he does: so it did when these were armed.
             // (What an earlier daemon read was not read just now.)
