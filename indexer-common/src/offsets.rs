@@ -29,6 +29,16 @@ pub struct Offsets {
     pub mapping: Mapping,
     /// Arguments of the system calls that map memory anew.
     pub remaps: Remaps,
+    /// Tracepoint `kvm:kvm_try_async_get_page`.
+    pub async_page: AsyncPage,
+}
+
+/// Tracepoint `kvm:kvm_try_async_get_page`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct AsyncPage {
+    /// Guest frame number, 8 bytes.
+    pub gfn: u32,
 }
 
 /// A tracepoint that reports a fault.
@@ -73,8 +83,10 @@ pub struct Arguments {
     pub process_madvise_behavior: u32,
     /// ftruncate: fd.
     pub ftruncate_fd: u32,
-    /// Pads to a multiple of 8.
-    pub unused: u32,
+    /// mlock, mlock2: start.
+    pub mlock_start: u32,
+    /// mlock, mlock2: length.
+    pub mlock_len: u32,
 }
 
 /// Arguments of `mmap` in its `sys_enter` tracepoint, each 8 bytes wide.
@@ -207,4 +219,4 @@ pub struct Remaps {
     pub mremap_flags: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 4 * (3 * 2 + 2 + 10 + 4 + 10 + 24 + 4 + 8)); // all are u32: no padding
+const _: () = assert!(size_of::<Offsets>() == 4 * (3 * 2 + 2 + 11 + 4 + 10 + 24 + 4 + 8 + 1)); // all are u32: no padding

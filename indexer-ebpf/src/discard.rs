@@ -1,10 +1,11 @@
-//! System calls that change memory without a write: they punch holes, zero, or drop pages, and no page table shows it.
+//! System calls that change memory without a write: they punch holes, zero, or drop pages, and no page table shows it. And those that make pages
+//! writable without a fault that is an exception (`mlock`, `MADV_POPULATE_WRITE`): a page may be written from then on, and no hook tells.
 //!
 //! At the call's entry it is counted as in flight and then its pages are marked; at its exit it is counted as done. Between the two the
 //! daemon must not take a page for known. What a call cannot be pinned to becomes "any page may have been discarded".
 //!
 //! Not seen here: the same operations through `io_uring`, by another process through its own descriptor of the RAM file, and in 32-bit
-//! VMMs. The comparison with the file's holes is the second witness for these.
+//! VMMs. The comparison with the file's holes is the second witness for these, as long as nobody has filled the hole again; else the audit of contents is.
 
 use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
 use aya_log_ebpf::debug;
@@ -155,6 +156,37 @@ pub fn enter_process_madvise(ctx: TracePointContext) -> Option<()> {
     None
 }
 
+/// `mlock(start, len)`, `mlock2(start, len, flags)`: private memory is made writable at once.
+#[tracepoint]
+pub fn enter_mlock(ctx: TracePointContext) -> Option<()> {
+    let vm = Vm::current()?;
+    // SAFETY: reads through a helper that checks; the offsets are those of this kernel's tracepoints.
+    let arguments = unsafe {
+        (ctx.read_at::<u64>(offset!(arguments.mlock_start)), ctx.read_at::<u64>(offset!(arguments.mlock_len)))
+    };
+    let effect = match arguments {
+        (Ok(start), Ok(len)) => {
+            let end = start.wrapping_add(len).wrapping_add(IN_PAGE);
+            // One that wraps around is refused by the kernel.
+            if end < start {
+                Effect::Nothing
+            } else {
+                Effect::Addresses(start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+            }
+        }
+        _ => Effect::Anything,
+    };
+    begin(&vm, effect);
+    None
+}
+
+/// `mlockall(flags)`: all private memory is.
+#[tracepoint]
+pub fn enter_mlockall(_: TracePointContext) -> Option<()> {
+    begin(&Vm::current()?, Effect::Anything);
+    None
+}
+
 /// The end of any of these calls.
 #[tracepoint]
 pub fn exit_discard(_: TracePointContext) -> Option<()> {
@@ -162,14 +194,14 @@ pub fn exit_discard(_: TracePointContext) -> Option<()> {
     None
 }
 
-/// Advice known to leave what a page holds alone (asm-generic/mman-common.h). All else, also what later kernels may add, counts as a
-/// discard.
+/// Advice known to leave what a page holds alone, and whether it can be written unseen (asm-generic/mman-common.h). All else, also what later kernels may
+/// add, counts as a discard.
 #[inline(always)]
 fn keeps_content(behavior: u64) -> bool {
     matches!(
         behavior & 0xffff_ffff,
         0..=3       // NORMAL, RANDOM, SEQUENTIAL, WILLNEED
-        | 10..=23   // DONTFORK, DOFORK, (UN)MERGEABLE, (NO)HUGEPAGE, DONTDUMP, DODUMP, WIPEONFORK, KEEPONFORK, COLD, PAGEOUT, POPULATE_*
+        | 10..=22   // DONTFORK, DOFORK, (UN)MERGEABLE, (NO)HUGEPAGE, DONTDUMP, DODUMP, WIPEONFORK, KEEPONFORK, COLD, PAGEOUT, POPULATE_READ
         | 25 // COLLAPSE
     )
 }

@@ -18,6 +18,7 @@ mod handle_mm_fault;
 mod kvm_dirty_ring_push;
 mod kvm_dirty_ring_reset;
 mod kvm_page_fault;
+mod kvm_try_async_get_page;
 mod memslots;
 mod offsets;
 mod opaque;

@@ -1,7 +1,7 @@
 //! System calls that put other memory in the place of what was there.
 //!
-//! Used where soft-dirty bits are the witness: a mapping that is made between reading the bits and clearing them looks as if it had always
-//! been there. To the pages it is a discard: stale at the call's entry, not to be read before its exit.
+//! To the pages it is a discard: stale at the call's entry, not to be read before its exit. The page table shows that a mapping is not watched any more, but only to who looks
+//! at it; and where soft-dirty bits are the witness, a mapping that is made between reading the bits and clearing them looks as if it had always been there.
 
 use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
 use indexer_common::marks::PAGE_SHIFT;

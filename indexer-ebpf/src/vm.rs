@@ -93,8 +93,13 @@ impl Vm {
             self.overflow();
             return NO_PAGE;
         }
+        self.wrote_gfn(address >> PAGE_SHIFT)
+    }
+
+    /// The same of a guest frame, which is a physical one whatever the paging.
+    #[inline(always)]
+    pub fn wrote_gfn(&self, gfn: u64) -> u32 {
         self.check_memslots();
-        let gfn = address >> PAGE_SHIFT;
         let mut found = NO_PAGE;
         if let Some(page) = self.page(self.header.gpa[1], gfn) {
             self.wrote(page);

@@ -315,7 +315,7 @@ impl Vm {
         self.moved_away.store(true, Relaxed);
     }
 
-    pub(super) fn moved_away(&self) -> bool {
+    pub(crate) fn moved_away(&self) -> bool {
         self.moved_away.load(Relaxed)
     }
 

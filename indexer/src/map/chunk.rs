@@ -357,10 +357,17 @@ impl Chunk {
         }
         match self {
             Self::Each(slot) => {
-                // A copy if a snapshot holds it. The table has to name the copy before that is changed.
-                let slot = Arc::make_mut(slot);
-                cell.each(slot);
-                slot
+                // A copy if a snapshot holds it. The table has to name the copy before that is changed, and before the old one is let go: the snapshot may
+                // have let go of it meanwhile, and then its room is given away. So not `Arc::make_mut`, which lets go first.
+                if Arc::get_mut(slot).is_none() {
+                    let copy = Arc::new(Slot::clone(slot));
+                    cell.each(&copy);
+                    *slot = copy;
+                } else {
+                    cell.each(slot);
+                }
+                Arc::get_mut(slot)
+                    .expect("nobody else has it: it is new, or was ours alone and the map is borrowed")
             }
             Self::Alike { .. } => unreachable!("made into a block just above"),
         }

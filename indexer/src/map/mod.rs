@@ -99,6 +99,9 @@ impl PageMap {
 
     fn beginning(store: Option<Arc<Store>>, layout: Arc<Layout>, generation: Generation) -> Self {
         let pages = layout.pages();
+        if let Some(store) = &store {
+            store.open();
+        }
         let mut map = Self {
             shelf: Shelf { store, owned: true },
             layout,

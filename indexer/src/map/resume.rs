@@ -23,6 +23,7 @@ impl PageMap {
     pub(crate) fn resume(left: Left, layout: Arc<Layout>, in_doubt: impl Fn(u32) -> bool) -> Self {
         let (generation, layout_since) = (left.generation, left.layout_since);
         let (store, left) = left.into_chunks();
+        store.open();
         let mut map = Self {
             shelf: Shelf { store: Some(store), owned: true },
             layout,

@@ -3,7 +3,7 @@
 //! Two daemons that arm the same VM would hide writes from each other: what one arms again, the other never sees
 //! written. Owns the lock that keeps the second one out; never touches the VM.
 
-use std::{fs::OpenOptions, io, os::fd::OwnedFd, os::unix::fs::OpenOptionsExt};
+use std::{fs::File, io, os::fd::OwnedFd};
 
 use rustix::{fs::FlockOperation, io::Errno};
 
@@ -15,12 +15,13 @@ use crate::vm::descriptor::ProcessId;
 
 /// The right to arm one VM, held until dropped or until the daemon ends in whatever way.
 ///
-/// The lock is a `flock` on the directory `/proc/PID`. Nothing is left behind and no place in the file system is
+/// The lock is a `flock` on `/proc/PID/mem`, which only those can open who may trace the VMM: with a file that anybody can open, anybody could keep
+/// the daemon from a VM. Nothing is left behind and no place in the file system is
 /// needed. It keeps out daemons that see the same procfs mount (or another mount of the same pid namespace); it does not keep out one
 /// in a different pid namespace, which could not name this process by the same number anyway.
 #[derive(Debug)]
 pub struct Claim {
-    _directory: OwnedFd,
+    _memory: OwnedFd,
 }
 
 impl Claim {
@@ -33,11 +34,9 @@ impl Claim {
             if is_gone(&error) { AttachError::Gone } else { AttachError::Io { step: "claim", error } }
         };
         let process = Process::open(process).map_err(wrap)?;
-        let directory = process
-            .with_path("", |path| OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path))
-            .map_err(wrap)?;
-        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _directory: directory.into() }),
+        let memory = process.with_path("mem", File::open).map_err(wrap)?;
+        match rustix::fs::flock(&memory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { _memory: memory.into() }),
             Err(Errno::WOULDBLOCK) => Err(AttachError::Claimed),
             Err(error) => Err(wrap(error.into())),
         }

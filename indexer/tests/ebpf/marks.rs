@@ -5,7 +5,7 @@ use crate::{All, discarded, hooks, layout, one, take, vmm::Vmm, written};
 #[test]
 fn every_hook_is_attached_and_named() {
     let names: Vec<_> = hooks().status().into_iter().map(|status| status.name).collect();
-    let (of_every_kernel, of_soft_dirty) = names.split_at(7);
+    let (of_every_kernel, of_soft_dirty) = names.split_at(8);
     assert_eq!(
         of_every_kernel,
         [
@@ -14,13 +14,14 @@ fn every_hook_is_attached_and_named() {
             "ebpf:page_fault_user",
             "ebpf:page_fault_kernel",
             "ebpf:discard",
+            "ebpf:remap",
             "ebpf:mmap",
             "ebpf:memslots",
         ]
     );
     // Only where the kernel has nothing better than soft-dirty bits are there more.
     let better = indexer::watch::pagemap::Pagemap::probe().is_ok();
-    let more = ["ebpf:handle_mm_fault", "ebpf:migrate_pages", "ebpf:remap"];
+    let more = ["ebpf:handle_mm_fault", "ebpf:migrate_pages"];
     assert!(if better { of_soft_dirty.is_empty() } else { of_soft_dirty == more }, "{names:?}");
     assert_eq!(hooks().every_fault_attached(), !better);
     assert!(hooks().faults_attached() && hooks().discards_attached());

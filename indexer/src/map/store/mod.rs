@@ -96,7 +96,7 @@ pub(crate) struct Store {
     room: Mutex<Room>,
     /// The file has been removed: its VM has ended, or the tmpfs was full, so that the map is not all in here.
     removed: AtomicBool,
-    /// The map is not written any more. What the table names stays where it is, for the next daemon.
+    /// No map is written here: not yet, or not any more. What the table names stays where it is, for the next daemon.
     closed: AtomicBool,
 }
 
@@ -118,7 +118,8 @@ impl Store {
             reserved: AtomicUsize::new(0),
             room: Mutex::default(),
             removed: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
+            // Whoever only looks at what was left must not give its blocks back.
+            closed: AtomicBool::new(true),
         }
     }
 
@@ -133,6 +134,11 @@ impl Store {
             self.disown();
             folder::remove(&self.path);
         }
+    }
+
+    /// From now on a map is written here.
+    pub(super) fn open(&self) {
+        self.closed.store(false, Relaxed);
     }
 
     /// The map is not written any more.
@@ -184,7 +190,7 @@ impl Store {
         Ok(())
     }
 
-    /// A block is needed no more. No word of the table names it, unless the whole map is.
+    /// A block is needed no more. No word of the table names it, unless no map is written here.
     fn give_back(&self, index: u32) {
         if self.closed.load(Relaxed) || !self.lasts() {
             return;

@@ -395,3 +395,31 @@ fn room_that_snapshots_held_is_used_again() {
     assert_eq!(segments, 2, "100 blocks and 100 copies");
     assert!((0..100).all(|chunk| map.page(chunk * 512).fingerprint == Some(Fingerprint::new([39; 32]))));
 }
+
+#[test]
+fn a_map_that_was_only_looked_at_is_as_it_was() {
+    const CHUNKS: u32 = 200;
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let maps = MapFolder::new(folder.path().join("maps"));
+    let mut map = sealed(&maps, 512 * CHUNKS);
+    let print = |n: u32| Some(Content::Fingerprint(Fingerprint::new([(n % 251 + 1) as u8; 32])));
+    for chunk in 0..CHUNKS {
+        let contents: Vec<_> = (0..512).map(|page| print(chunk + page)).collect();
+        map.publish(map.next_generation(), true, chunk * 512, &contents, &mut Vec::new());
+    }
+    drop(map);
+    let bytes = || std::fs::read(file(&folder.path().join("maps"))).unwrap();
+    let before = bytes();
+    for _ in 0..2 {
+        drop(maps.find(vmm()).unwrap().unwrap());
+        assert!(
+            bytes() == before,
+            "more blocks than are kept for the next one: the rest must not be thrown away"
+        );
+    }
+    let map = resume(&maps, 512 * CHUNKS).unwrap();
+    for page in 0..512 * CHUNKS {
+        let Some(Content::Fingerprint(expected)) = print(page / 512 + page % 512) else { unreachable!() };
+        assert_eq!(map.page(page).fingerprint, Some(expected), "page {page}");
+    }
+}

@@ -15,7 +15,7 @@ pub(crate) struct Quiet {
 impl Hooks {
     /// Whether soft-dirty bits can be relied on: what is missing, in a sentence.
     pub(crate) fn beside_soft_dirty(&self) -> Result<(), String> {
-        let needed = Hook::OF_SOFT_DIRTY.into_iter().chain([Hook::Discard]);
+        let needed = Hook::OF_SOFT_DIRTY.into_iter().chain([Hook::Remap, Hook::Discard]);
         let missing: Vec<_> = needed.filter(|hook| !self.attached(*hook)).collect();
         match missing.first() {
             None => Ok(()),

@@ -8,21 +8,17 @@
 //! Owns the counts. What follows from one that has grown is the tracker's part.
 
 use std::{
-    fs::File,
-    os::{
-        fd::{AsFd as _, AsRawFd as _},
-        unix::fs::FileExt as _,
-    },
+    os::fd::{AsFd as _, OwnedFd},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use aya::{Ebpf, programs::Program};
 
+use super::program::recursion_misses;
+
 /// Several trackers that look within this time look once.
 const TOGETHER: Duration = Duration::from_millis(20);
-/// More than an `fdinfo` of a program has, in bytes.
-const LONGEST: usize = 1024;
 
 /// How often programs were left out since they were loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,7 +53,7 @@ impl Kind {
 /// Where the counts are, and what they were.
 #[derive(Debug)]
 pub(super) struct Counts {
-    programs: Vec<(Kind, File)>,
+    programs: Vec<(Kind, OwnedFd)>,
     last: Mutex<Option<(Instant, LeftOut)>>,
 }
 
@@ -77,8 +73,9 @@ impl Counts {
         }
         let at = Instant::now();
         let mut sum = LeftOut::default();
-        for (kind, file) in &self.programs {
-            let count = missed(file).unwrap_or(0);
+        for (kind, program) in &self.programs {
+            // No error but a wrong descriptor is known, and this one is ours.
+            let count = recursion_misses(program.as_fd()).unwrap_or(0);
             *match kind {
                 Kind::Fault => &mut sum.faults,
                 Kind::Call => &mut sum.calls,
@@ -89,33 +86,19 @@ impl Counts {
     }
 }
 
-/// Opens what the kernel says of a program; `None` if it is not loaded.
-pub(super) fn open(program: &Program) -> Option<File> {
-    let fd = program.fd().ok()?;
-    File::open(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd())).ok()
+/// Keeps a program open; `None` if it is not loaded.
+fn open(program: &Program) -> Option<OwnedFd> {
+    program.fd().ok()?.as_fd().try_clone_to_owned().ok()
 }
 
-/// The one figure of a program that only its `fdinfo` has.
-pub(super) fn missed(fdinfo: &File) -> Option<u64> {
-    let mut text = [0; LONGEST];
-    let len = fdinfo.read_at(&mut text, 0).ok()?;
-    parse(std::str::from_utf8(&text[..len]).ok()?)
-}
-
-fn parse(fdinfo: &str) -> Option<u64> {
-    fdinfo.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
+/// How often one program was left out; `None` if it is not loaded.
+pub(super) fn missed(program: &Program) -> Option<u64> {
+    recursion_misses(program.fd().ok()?.as_fd()).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_count_is_found_among_the_rest() {
-        let text = "pos:\t0\nflags:\t02000002\nprog_type:\t5\nrun_cnt:\t12\nrecursion_misses:\t7\nverified_insns:\t88\n";
-        assert_eq!(parse(text), Some(7));
-        assert_eq!(parse("pos:\t0\n"), None);
-    }
 
     #[test]
     fn every_program_is_of_a_kind() {

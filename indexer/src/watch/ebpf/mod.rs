@@ -17,6 +17,7 @@ mod log;
 mod marks;
 mod memslots;
 mod object;
+mod program;
 mod registry;
 mod shared;
 mod tracefs;
@@ -172,8 +173,7 @@ impl Hooks {
             .filter_map(|(name, program)| {
                 let info = program.info().ok()?; // not loaded
                 let nanoseconds = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
-                let missed =
-                    left_out::open(program).and_then(|fdinfo| left_out::missed(&fdinfo)).unwrap_or(0);
+                let missed = left_out::missed(program).unwrap_or(0);
                 Some(ProgramStatistics { name: name.to_owned(), runs: info.run_count(), nanoseconds, missed })
             })
             .collect();

@@ -19,7 +19,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMDEX_EBPF_OBJECT_FILE
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// System calls whose entry and exit are hooked.
-const DISCARDS: [&str; 4] = ["fallocate", "madvise", "ftruncate", "process_madvise"];
+const DISCARDS: [&str; 7] =
+    ["fallocate", "madvise", "ftruncate", "process_madvise", "mlock", "mlock2", "mlockall"];
 
 /// Log levels of aya-log: none below `error`, and all.
 const SILENT: u8 = 0;
@@ -52,18 +53,19 @@ pub(super) enum Hook {
 
 impl Hook {
     /// Those of every kernel.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::KvmPageFault,
         Self::DirtyRing,
         Self::FaultUser,
         Self::FaultKernel,
         Self::Discard,
+        Self::Remap,
         Self::Mmap,
         Self::Memslots,
     ];
 
     /// Those that soft-dirty bits need beside them: where the kernel has something better, they would only cost.
-    pub(super) const OF_SOFT_DIRTY: [Self; 3] = [Self::FaultHandler, Self::Gate, Self::Remap];
+    pub(super) const OF_SOFT_DIRTY: [Self; 2] = [Self::FaultHandler, Self::Gate];
 
     /// Those that there are on this kernel.
     pub(super) fn wanted() -> impl Iterator<Item = Self> {
@@ -110,6 +112,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
     let kvm = from(&types, Types::kvm);
     let files = from(&types, Types::files);
     let kvm_page_fault = from(&tracefs, Tracefs::kvm_page_fault);
+    let async_page = from(&tracefs, Tracefs::async_page);
     let dirty_ring = from(&tracefs, Tracefs::dirty_ring);
     let user = from(&tracefs, |tracefs| tracefs.page_fault("page_fault_user"));
     let kernel = from(&tracefs, |tracefs| tracefs.page_fault("page_fault_kernel"));
@@ -130,6 +133,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         kvm: Kvm { two_dimensional: u32::from(two_dimensional_paging()), ..kvm.clone().unwrap_or_default() },
         mapping: mapping.clone().unwrap_or_default(),
         remaps: remaps.clone().unwrap_or_default(),
+        async_page: async_page.clone().ok().flatten().unwrap_or_default(),
     };
     let offsets = Plain(offsets);
     let level = if debug { DEBUG } else { SILENT };
@@ -146,6 +150,10 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         (
             Hook::KvmPageFault,
             ready(kvm_page_fault.map(drop), known(&kvm)).and_then(|()| {
+                if async_page?.is_some() {
+                    let event = ("kvm", "kvm_try_async_get_page".into());
+                    tracepoint(&mut object, "kvm_try_async_get_page", &[event])?;
+                }
                 tracepoint(&mut object, "kvm_page_fault", &[("kvm", "kvm_page_fault".into())])
             }),
         ),
@@ -169,6 +177,7 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
             }),
         ),
         (Hook::Discard, arguments.and_then(|_| discards(&mut object))),
+        (Hook::Remap, remaps.and_then(|_| remap(&mut object))),
         (
             Hook::Mmap,
             ready(mmap.map(drop), files.clone().map(drop)).and_then(|()| {
@@ -185,7 +194,6 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
                 known.clone().and_then(|()| kprobe(&mut object, "handle_mm_fault", "handle_mm_fault")),
             ),
             (Hook::Gate, known.and_then(|()| gate(&mut object))),
-            (Hook::Remap, remaps.and_then(|_| remap(&mut object))),
         ]);
     }
     *statuses = results
@@ -217,10 +225,11 @@ fn discards(object: &mut Ebpf) -> Result<(), String> {
     // Exits first, so that no call can be counted in and not out.
     let exits = DISCARDS.map(|call| ("syscalls", format!("sys_exit_{call}")));
     tracepoint(object, "exit_discard", &exits)?;
-    for call in DISCARDS {
-        tracepoint(object, &format!("enter_{call}"), &[("syscalls", format!("sys_enter_{call}"))])?;
+    let enter = |call: &str| ("syscalls", format!("sys_enter_{call}"));
+    for call in ["fallocate", "madvise", "ftruncate", "process_madvise", "mlockall"] {
+        tracepoint(object, &format!("enter_{call}"), &[enter(call)])?;
     }
-    Ok(())
+    tracepoint(object, "enter_mlock", &[enter("mlock"), enter("mlock2")])
 }
 
 fn remap(object: &mut Ebpf) -> Result<(), String> {

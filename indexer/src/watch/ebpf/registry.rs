@@ -62,6 +62,22 @@ struct Process {
     files: Vec<File>,
 }
 
+impl State {
+    /// A process has this RAM file no more. Another one that is tracked may have it too (a VM on its way to another VMM): then the file is that one's.
+    fn let_go_of(&mut self, file: &File, pid: u32) {
+        let other =
+            self.tracked.iter().find(|(other, process)| **other != pid && process.files.contains(file));
+        match other {
+            Some((other, _)) => {
+                let _ = self.ram_files.insert(Plain(*file), other, 0);
+            }
+            None => {
+                let _ = self.ram_files.remove(&Plain(*file));
+            }
+        }
+    }
+}
+
 impl Registry {
     /// Takes the shared maps out of the loaded object.
     pub(super) fn new(object: &mut Ebpf) -> Result<Self, MapError> {
@@ -117,7 +133,7 @@ impl Registry {
         process.users += 1;
         let before = std::mem::replace(&mut process.files, files.to_vec());
         for file in before.iter().filter(|file| !files.contains(file)) {
-            let _ = state.ram_files.remove(&Plain(*file));
+            state.let_go_of(file, pid);
         }
         for file in files {
             // Full (which takes thousands of files): discovery finds who else maps this one.
@@ -138,8 +154,8 @@ impl Registry {
         }
         if last {
             let files = state.tracked.remove(&pid).map(|process| process.files).unwrap_or_default();
-            for file in files {
-                let _ = state.ram_files.remove(&Plain(file));
+            for file in &files {
+                state.let_go_of(file, pid);
             }
             let _ = state.calls.remove(&pid);
             let stale: Vec<u64> =

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use indexer_common::offsets::{Arguments, DirtyRing, Fault, Mmap, Remaps};
+use indexer_common::offsets::{Arguments, AsyncPage, DirtyRing, Fault, Mmap, Remaps};
 
 /// Where tracefs belongs.
 const PLACE: &str = "/sys/kernel/tracing";
@@ -80,6 +80,15 @@ impl Tracefs {
         self.format("kvm", "kvm_page_fault")?.fault("fault_address")
     }
 
+    /// `kvm:kvm_try_async_get_page`; none if this kernel's KVM never does that.
+    pub(super) fn async_page(&self) -> Result<Option<AsyncPage>, TracefsError> {
+        match self.format("kvm", "kvm_try_async_get_page") {
+            Ok(format) => Ok(Some(AsyncPage { gfn: format.field("gfn", 8)? })),
+            Err(TracefsError::Missing(..)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// `exceptions:page_fault_user` or `page_fault_kernel`.
     pub(super) fn page_fault(&self, event: &str) -> Result<Fault, TracefsError> {
         self.format("exceptions", event)?.fault("address")
@@ -97,6 +106,14 @@ impl Tracefs {
         let madvise = self.format("syscalls", "sys_enter_madvise")?;
         let process_madvise = self.format("syscalls", "sys_enter_process_madvise")?;
         let ftruncate = self.format("syscalls", "sys_enter_ftruncate")?;
+        let (mlock, mlock2) =
+            (self.format("syscalls", "sys_enter_mlock")?, self.format("syscalls", "sys_enter_mlock2")?);
+        let arguments = |of: &Format| Ok::<_, TracefsError>((of.field("start", 8)?, of.field("len", 8)?));
+        let (mlock_start, mlock_len) = arguments(&mlock)?;
+        // One program is for both.
+        if arguments(&mlock2)? != (mlock_start, mlock_len) {
+            return Err(TracefsError::Field { event: mlock2.event, field: "start", size: 8 });
+        }
         Ok(Arguments {
             fallocate_fd: fallocate.field("fd", 8)?,
             fallocate_mode: fallocate.field("mode", 8)?,
@@ -107,7 +124,8 @@ impl Tracefs {
             madvise_behavior: madvise.field("behavior", 8)?,
             process_madvise_behavior: process_madvise.field("behavior", 8)?,
             ftruncate_fd: ftruncate.field("fd", 8)?,
-            unused: 0,
+            mlock_start,
+            mlock_len,
         })
     }
 

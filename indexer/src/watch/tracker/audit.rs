@@ -16,7 +16,7 @@ use std::{
 use memdex_wire::page::PageState;
 use roaring::RoaringBitmap;
 
-use super::{Lost, Tracker, digest::any_bytes, trouble::Trouble};
+use super::{Lost, Tracker, digest::any_bytes, region::Watched, trouble::Trouble};
 use crate::{
     map::MapSnapshot,
     memory::{MemoryError, Walk},
@@ -39,6 +39,7 @@ impl Tracker {
     pub(super) fn audit(&mut self) -> Result<(), Lost> {
         let began = Instant::now();
         let mut found = Findings::default();
+        self.regions.iter_mut().for_each(Watched::look_for_huge_pages);
         // Only this thread writes the map, so the snapshot stays true until we write ourselves.
         let snapshot = self.vm.snapshot();
         for region in 0..self.regions.len() {

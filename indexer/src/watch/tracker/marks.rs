@@ -1,32 +1,61 @@
 //! What eBPF said: taking the marks, and laying them out for the regions as they are.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Instant};
+use std::{ops::Range, sync::atomic::Ordering::Relaxed, time::Instant};
 
 use super::Tracker;
 use crate::{
     units::PageRange,
     vm::descriptor::{Accelerator, Backing},
     watch::{
-        ebpf::{MarkLayout, MarkRegion, Marks, RamFile},
+        ebpf::{MarkLayout, MarkRegion, Marks, RamFile, Taken},
         protocol,
     },
 };
 
+/// What marks told.
+struct Heard {
+    began: Instant,
+    taken: Taken,
+    written: Vec<Range<u32>>,
+    discarded: Vec<Range<u32>>,
+}
+
+impl Heard {
+    fn of(marks: &mut Marks) -> Self {
+        let (began, mut written, mut discarded) = (Instant::now(), Vec::new(), Vec::new());
+        let taken = marks.take(&mut written, &mut discarded);
+        Self { began, taken, written, discarded }
+    }
+}
+
 impl Tracker {
     /// Takes what eBPF has seen since the last time: stale from now on.
     pub(super) fn take_marks(&mut self) {
-        let Some(marks) = &mut self.marks else {
+        let Some(heard) = self.marks.as_mut().map(Heard::of) else {
             // Nobody tells of discards, so none is known to be in flight.
             self.queue.discards_done();
             return;
         };
-        let (mut written, mut discarded) = (Vec::new(), Vec::new());
-        let (before, began) = (self.looks.marks_taken(), Instant::now());
-        let mut taken = marks.take(&mut written, &mut discarded);
+        self.act_on(heard);
+        if self.calls_lost {
+            self.count_calls_anew();
+        }
+    }
+
+    /// Marks that are to be used no more tell for the last time. The new ones have been in place before, so no event fell between them.
+    fn take_last(&mut self, mut old: Marks) {
+        let heard = Heard::of(&mut old);
+        self.act_on(heard);
+    }
+
+    fn act_on(&mut self, heard: Heard) {
+        let Heard { began, mut taken, mut written, mut discarded } = heard;
+        let before = self.looks.marks_taken();
         // Marks that are missing because the kernel left a program out are like those that name no page.
         let (as_of, left_out) = self.shared.hooks.left_out();
         let known = std::mem::replace(&mut self.left_out, left_out);
         let calls_lost = left_out.calls > known.calls;
+        self.calls_lost |= calls_lost;
         taken.overflowed |= left_out.faults > known.faults;
         taken.discards_overflowed |= calls_lost;
         if left_out.mappings > known.mappings {
@@ -58,10 +87,8 @@ impl Tracker {
             self.vm.counters.mark_overflows.add(1);
             self.everything_discarded();
         }
-        if calls_lost {
-            self.count_calls_anew();
-        }
-        if self.queue.awaits_discards() && self.marks.as_ref().is_none_or(Marks::discards_quiescent) {
+        let quiescent = !self.calls_lost && self.marks.as_ref().is_none_or(Marks::discards_quiescent);
+        if self.queue.awaits_discards() && quiescent {
             self.queue.discards_done();
         }
     }
@@ -69,7 +96,9 @@ impl Tracker {
     /// The beginning or the end of a discarding call was not counted, and the count would never come out even again: it begins anew. The end of a call that
     /// is under way finds no note of its beginning, and says that anything may have been discarded.
     fn count_calls_anew(&mut self) {
+        // The count ends with the last marks.
         self.marks = None;
+        self.calls_lost = false;
         self.watch_marks();
         self.update_status();
         // What was written while nobody was marking.
@@ -111,19 +140,21 @@ impl Tracker {
         };
         match self.shared.hooks.track(self.process.pid, &layout) {
             Ok(marks) => {
-                // The old marks have been kept until the new ones were in place, so no event fell between them.
-                self.take_marks();
-                (self.marks, self.marks_missing) = (Some(marks), None);
+                self.marks_missing = None;
+                if let Some(old) = self.marks.replace(marks) {
+                    self.take_last(old);
+                }
             }
             Err(error) => {
                 tracing::debug!(vm = %self.vm.id(), %error, "no eBPF marks");
-                self.take_marks();
                 self.marks_missing = Some(error.to_string());
-                if self.marks.take().is_some() {
+                if let Some(old) = self.marks.take() {
+                    self.take_last(old);
+                    self.calls_lost = false;
                     // Whatever is being thrown away right now, nobody will tell us when it is done.
                     self.everything_discarded();
-                    self.queue.discards_done();
                 }
+                self.queue.discards_done();
             }
         }
         self.last_watched = Instant::now();

@@ -70,6 +70,8 @@ const REHASH_PAUSE: u32 = 10;
 /// Time after which what did not work is tried again; it doubles each time, up to [`TRY_AT_LEAST`].
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 const TRY_AT_LEAST: Duration = Duration::from_secs(3600);
+/// Time after which what was tried again counts as working.
+const WELL_AFTER: Duration = Duration::from_secs(600);
 /// Commands waiting for one tracker.
 pub(crate) const COMMANDS: usize = 64;
 
@@ -109,6 +111,8 @@ pub(crate) struct Tracker {
     marks_missing: Option<String>,
     /// How often programs had been left out when the marks were last taken.
     left_out: LeftOut,
+    /// The beginning or the end of a call that discards memory was not counted: the count is to begin anew.
+    calls_lost: bool,
     regions: Vec<Watched>,
     queue: Queue,
     cost: GuestCost,
@@ -192,6 +196,7 @@ impl Tracker {
             marks: None,
             marks_missing: None,
             left_out,
+            calls_lost: false,
             regions: Vec::new(),
             queue: Queue::new(),
             cost,
@@ -340,7 +345,10 @@ impl Tracker {
         }
         let lame = self.protection.is_err() || self.regions.iter().any(|watched| !watched.readable());
         if !lame {
-            self.try_after = TRY_AGAIN;
+            // One bad page of memory loses a region each time that reading comes to it, which may be some minutes after it was opened anew.
+            if self.last_try.elapsed() >= WELL_AFTER {
+                self.try_after = TRY_AGAIN;
+            }
         } else if self.last_try.elapsed() >= self.try_after {
             self.try_again();
             // Where it never works it shall not be asked for all the time: asking stops a thread of the VMM.

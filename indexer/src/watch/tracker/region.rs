@@ -191,6 +191,15 @@ pub(super) fn cut_between_huge_pages(
     rest
 }
 
+impl Watched {
+    /// The host's settings may be other ones than when the region was opened. What has been in huge pages once may be for good.
+    pub(super) fn look_for_huge_pages(&mut self) {
+        if self.armed() && !self.huge_pages {
+            self.huge_pages = may_have_huge_pages(&self.region, false);
+        }
+    }
+}
+
 /// Whether the kernel may populate a region by huge pages without being asked. Shared memory needs a setting that few
 /// hosts have; a file system mounted with `huge=` counts as well. `ask`: whether it is worth asking for anonymous memory.
 fn may_have_huge_pages(region: &Region, ask: bool) -> bool {

@@ -26,7 +26,7 @@ use crate::{
     child::Child,
     disk::Disk,
     guest::{program, set_flat_mode},
-    ram::{Discard, PAGE, Ram, RamKind},
+    ram::{Advise, PAGE, Ram, RamKind},
     ring::DirtyRing,
     uring::Uring,
 };
@@ -217,8 +217,8 @@ impl Machine {
         Ok(String::new())
     }
 
-    pub(crate) fn discard(&self, id: u32, page: u64, count: u64, how: Discard) -> Result<String> {
-        self.with_slot(id, |slot| slot.ram.discard(page, count, how))
+    pub(crate) fn advise(&self, id: u32, page: u64, count: u64, how: Advise) -> Result<String> {
+        self.with_slot(id, |slot| slot.ram.advise(page, count, how))
     }
 
     pub(crate) fn collapse(&self, id: u32, page: u64) -> Result<String> {

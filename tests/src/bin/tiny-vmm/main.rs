@@ -18,7 +18,9 @@
 //! peek FIRST COUNT            the VMM reads pages
 //! collapse ID PAGE            fills a hole by making a huge page of what is around it
 //! punch ID PAGE COUNT         fallocate(PUNCH_HOLE) in the slot's RAM file
-//! madvise ID PAGE COUNT remove|dontneed
+//! madvise ID PAGE COUNT remove|dontneed|populate
+//! mlock ID PAGE COUNT
+//! replace ID PAGE COUNT       fresh memory in the place of a part of anonymous RAM
 //! remap ID [other]            fresh memory over the slot's; if it is a file, the same once more, or another one
 //! relocate ID                 moves the slot's memory to other addresses of the VMM (mremap)
 //! truncate ID PAGES           ftruncate of the slot's RAM file under the running VM
@@ -51,7 +53,7 @@ use std::io::{BufRead, Write};
 
 use disk::How;
 use machine::{Log, Machine, Options};
-use ram::{Discard, RamKind};
+use ram::{Advise, RamKind};
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -144,15 +146,22 @@ fn execute(machine: &Machine, words: &[&str]) -> Result<String> {
         ["slot", "del", id] => machine.delete_slot(number(id)? as u32),
         ["slot", "move", id, page] => machine.move_slot(number(id)? as u32, number(page)?),
         ["punch", id, page, count] => {
-            machine.discard(number(id)? as u32, number(page)?, number(count)?, Discard::PunchHole)
+            machine.advise(number(id)? as u32, number(page)?, number(count)?, Advise::PunchHole)
         }
         ["madvise", id, page, count, how] => {
             let how = match *how {
-                "remove" => Discard::MadviseRemove,
-                "dontneed" => Discard::MadviseDontneed,
-                other => return Err(format!("madvise {other} is not remove or dontneed")),
+                "remove" => Advise::MadviseRemove,
+                "dontneed" => Advise::MadviseDontneed,
+                "populate" => Advise::MadvisePopulate,
+                other => return Err(format!("madvise {other} is not remove, dontneed or populate")),
             };
-            machine.discard(number(id)? as u32, number(page)?, number(count)?, how)
+            machine.advise(number(id)? as u32, number(page)?, number(count)?, how)
+        }
+        ["mlock", id, page, count] => {
+            machine.advise(number(id)? as u32, number(page)?, number(count)?, Advise::Mlock)
+        }
+        ["replace", id, page, count] => {
+            machine.advise(number(id)? as u32, number(page)?, number(count)?, Advise::Replace)
         }
         ["collapse", id, page] => machine.collapse(number(id)? as u32, number(page)?),
         ["remap", id] => machine.remap(number(id)? as u32, false),

@@ -11,7 +11,9 @@ use std::{
 use rustix::{
     fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, ftruncate, memfd_create, seek},
     io::Errno,
-    mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap},
+    mm::{
+        Advice, MapFlags, MremapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mremap_fixed, munmap,
+    },
 };
 
 /// Bytes in a page.
@@ -32,12 +34,16 @@ pub(crate) enum RamKind {
     File(PathBuf),
 }
 
-/// A way to give pages back to the host.
+/// A way to give pages back to the host, or to ask it for them.
 #[derive(Clone, Copy)]
-pub(crate) enum Discard {
+pub(crate) enum Advise {
     PunchHole,
     MadviseRemove,
     MadviseDontneed,
+    MadvisePopulate,
+    Mlock,
+    /// Fresh anonymous memory in their place.
+    Replace,
 }
 
 /// One mapping of guest RAM, with an inaccessible page on both sides so that it never merges with a neighbour.
@@ -182,18 +188,30 @@ impl Ram {
         random.read_exact(bytes).map_err(|e| format!("read into guest RAM: {e}"))
     }
 
-    pub(crate) fn discard(&self, page: u64, count: u64, how: Discard) -> Result<(), String> {
+    pub(crate) fn advise(&self, page: u64, count: u64, how: Advise) -> Result<(), String> {
         let target = self.at(page, count)?;
         let len = count * PAGE;
         match how {
-            Discard::PunchHole => {
+            Advise::PunchHole => {
                 let file = self.file.as_ref().ok_or("anonymous RAM has no file to punch")?;
                 let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
                 fallocate(file, mode, page * PAGE, len).map_err(|e| format!("fallocate: {e}"))
             }
-            Discard::MadviseRemove | Discard::MadviseDontneed => {
+            Advise::Replace if self.file.is_some() => {
+                Err("the RAM is a file: map it anew as a whole".to_owned())
+            }
+            Advise::Replace => {
+                // SAFETY: MAP_FIXED replaces a part of our own mapping, whose content nothing here relies on.
+                unsafe { map_at(target, len as usize, None) }.map_err(|e| format!("map anew: {e}"))
+            }
+            Advise::Mlock => {
+                // SAFETY: the range is guest RAM; no byte of it changes.
+                unsafe { mlock(target.cast(), len as usize) }.map_err(|e| format!("mlock: {e}"))
+            }
+            Advise::MadviseRemove | Advise::MadviseDontneed | Advise::MadvisePopulate => {
                 let advice = match how {
-                    Discard::MadviseRemove => Advice::LinuxRemove,
+                    Advise::MadviseRemove => Advice::LinuxRemove,
+                    Advise::MadvisePopulate => Advice::LinuxPopulateWrite,
                     _ => Advice::LinuxDontNeed,
                 };
                 // SAFETY: the range is guest RAM, whose content nothing here relies on.
