@@ -146,6 +146,7 @@ pub(super) async fn abort(
     params(("id" = String, Path, description = "Id that the source has chosen: 8 to 64 hexadecimal digits")),
     responses(
         (status = 101, description = "The connection speaks `memdex-migration/2` from here on"),
+        (status = 503, description = "`unavailable`: too many at once", body = Problem, content_type = "application/problem+json"),
         (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
     ),
 )]
@@ -157,7 +158,13 @@ pub(super) async fn receive(
     if !is_id(&id) {
         return Err(ApiError::bad_request("an id of a migration is 8 to 64 hexadecimal digits"));
     }
-    upgrade(request, move |io| state.migrations.receive(&id, io))
+    let place = state.migrations.place_to_talk().ok_or_else(|| {
+        ApiError::new(
+            Code::Unavailable,
+            "too many migrations to this host are beginning or under way: try again in a moment",
+        )
+    })?;
+    upgrade(request, move |io| state.migrations.receive(&id, io, place))
 }
 
 /// A data connection of a migration, from the source's daemon to the destination's.

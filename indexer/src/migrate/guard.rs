@@ -39,10 +39,12 @@ use super::{
 
 /// The word on the command line of `memdexd` that makes it a guard.
 pub const ROLE: &str = "guard";
-/// How long a guard tries to get a guest to run.
+/// After this time a guard says that a guest does not run yet, and tries less often. It never gives up while QEMU lives: a guest that was stopped for us has nobody else, and
+/// a disk that hangs (which keeps QEMU from answering) may come back after an hour.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Time between two tries.
+/// Time between two tries, before that and after it.
 const PAUSE: Duration = Duration::from_millis(100);
+const LONG_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is to be done if the daemon dies.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -66,25 +68,29 @@ pub struct Step {
     pub arguments: Value,
     /// Tell it again and again until this is the run state.
     pub until: Option<String>,
+    /// But only while it is one of these: in any other, somebody else has decided what becomes of the guest.
+    #[serde(default)]
+    pub while_in: Vec<String>,
 }
 
 impl Step {
     /// A command without arguments.
     #[must_use]
     pub fn new(command: &str) -> Self {
-        Self { command: command.to_owned(), arguments: Value::Object(serde_json::Map::new()), until: None }
+        Self::with((command, Value::Object(serde_json::Map::new())))
     }
 
     /// A command with arguments.
     #[must_use]
     pub fn with((command, arguments): (&str, Value)) -> Self {
-        Self { command: command.to_owned(), arguments, until: None }
+        Self { command: command.to_owned(), arguments, until: None, while_in: Vec::new() }
     }
 
-    /// Lets the guest run.
+    /// Lets the guest run, as long as it is in one of these states.
     #[must_use]
-    pub fn run() -> Self {
-        Self { until: Some("running".to_owned()), ..Self::new("cont") }
+    pub fn run(while_in: &[&str]) -> Self {
+        let while_in = while_in.iter().map(|state| (*state).to_owned()).collect();
+        Self { until: Some("running".to_owned()), while_in, ..Self::new("cont") }
     }
 }
 
@@ -218,30 +224,144 @@ async fn carry_out(mut qmp: Qmp, orders: &Orders) {
         }
     }
     for step in steps {
-        let begun = Instant::now();
-        loop {
-            let told = qmp.execute(&step.command, step.arguments.clone()).await;
-            if let Err(error) = &told {
-                tracing::info!(vm = orders.vm, command = step.command, %error, "guard");
-            }
-            let Some(wanted) = &step.until else {
-                // As long as a migration of QEMU's own that was called off has not ended, some things are refused.
-                if matches!(told, Err(QmpError::Refused { .. })) && begun.elapsed() < CANCELLED {
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-                break;
-            };
-            let state = qmp.execute("query-status", serde_json::json!({})).await;
-            if state.as_ref().is_ok_and(|state| state["status"] == wanted.as_str()) {
-                tracing::info!(vm = orders.vm, state = wanted, "guard: done");
-                break;
-            }
-            if begun.elapsed() > PATIENCE || matches!(state, Err(QmpError::Lost(_))) {
-                tracing::error!(vm = orders.vm, wanted, "guard: giving up");
-                break;
-            }
-            tokio::time::sleep(PAUSE).await;
+        match &step.until {
+            Some(wanted) => tell_until(&mut qmp, &orders.vm, step, wanted).await,
+            None => tell(&mut qmp, &orders.vm, step).await,
         }
+    }
+}
+
+async fn tell(qmp: &mut Qmp, vm: &str, step: &Step) {
+    let begun = Instant::now();
+    loop {
+        let Err(error) = qmp.execute(&step.command, step.arguments.clone()).await else { return };
+        tracing::info!(vm, command = step.command, %error, "guard");
+        // As long as a migration of QEMU's own that was called off has not ended, some things are refused.
+        if !matches!(error, QmpError::Refused { .. }) || begun.elapsed() > CANCELLED {
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn tell_until(qmp: &mut Qmp, vm: &str, step: &Step, wanted: &str) {
+    let (begun, mut said) = (Instant::now(), false);
+    // One that does not answer acts on what it was told when it does again: once is enough.
+    let mut pending = false;
+    loop {
+        let state = qmp.execute("query-status", serde_json::json!({})).await;
+        match state.as_ref().map(|state| state["status"].as_str().unwrap_or("unknown")) {
+            Ok(state) if state == wanted => {
+                tracing::info!(vm, state, "guard: done");
+                return;
+            }
+            Ok(state) if !step.while_in.iter().any(|expected| expected == state) => {
+                tracing::error!(
+                    vm,
+                    state,
+                    wanted,
+                    "guard: somebody else has decided what becomes of the guest"
+                );
+                return;
+            }
+            Err(error @ QmpError::Lost(_)) => {
+                tracing::error!(vm, wanted, %error, "guard: the VM has ended");
+                return;
+            }
+            // It does not answer, or is in a state from which it can be let run.
+            _ => {}
+        }
+        let told = if state.is_err() && pending {
+            Err(QmpError::Silent(step.command.clone()))
+        } else {
+            qmp.execute(&step.command, step.arguments.clone()).await
+        };
+        pending = matches!(told, Err(QmpError::Silent(_)));
+        if let Err(error) = &told
+            && !said
+        {
+            tracing::info!(vm, command = step.command, %error, "guard");
+        }
+        let late = begun.elapsed() > PATIENCE;
+        if late && !std::mem::replace(&mut said, true) {
+            tracing::error!(
+                vm,
+                wanted,
+                "guard: not yet, and it goes on trying for as long as the VM is there"
+            );
+        }
+        // As soon as it is there the next look says so.
+        let pause = if told.is_ok() {
+            Duration::ZERO
+        } else if late {
+            LONG_PAUSE
+        } else {
+            PAUSE
+        };
+        tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::io::{BufRead as _, BufReader};
+
+    /// A QEMU that is in one state after the other, the last one for good, and refuses so many `cont`. Returns what it was told.
+    fn qemu(states: &'static [&'static str], refuses: usize) -> (Qmp, std::thread::JoinHandle<Vec<String>>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let played = std::thread::spawn(move || {
+            let (mut told, mut state, mut refused) = (Vec::new(), 0, 0);
+            let mut answers = theirs.try_clone().unwrap();
+            for line in BufReader::new(theirs).lines() {
+                let request: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                let command = request["execute"].as_str().unwrap().to_owned();
+                let id = &request["id"];
+                let answer = match command.as_str() {
+                    "query-status" => {
+                        let now = states[state.min(states.len() - 1)];
+                        state += 1;
+                        serde_json::json!({"return": {"status": now}, "id": id})
+                    }
+                    "cont" if refused < refuses => {
+                        refused += 1;
+                        serde_json::json!({"error": {"class": "GenericError", "desc": "not now"}, "id": id})
+                    }
+                    _ => serde_json::json!({"return": {}, "id": id}),
+                };
+                if command != "query-status" {
+                    told.push(command);
+                }
+                writeln!(answers, "{answer}").unwrap();
+            }
+            told
+        });
+        (Qmp::adopt(ours.into()).unwrap(), played)
+    }
+
+    fn carried_out(states: &'static [&'static str], refuses: usize, steps: Vec<Step>) -> Vec<String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (qmp, played) = qemu(states, refuses);
+            carry_out(qmp, &Orders { vm: "vm".to_owned(), ask: None, steps, gone: Vec::new() }).await;
+            played.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_guest_that_was_stopped_is_let_run_until_it_runs() {
+        let steps = vec![Step::run(&["paused"]), Step::new("after")];
+        let told = carried_out(&["paused", "paused", "paused", "running"], 2, steps);
+        assert_eq!(told, ["cont", "cont", "cont", "after"]);
+    }
+
+    #[test]
+    fn what_somebody_else_has_decided_is_not_undone() {
+        for state in ["postmigrate", "shutdown", "inmigrate", "save-vm"] {
+            let states: &'static [&'static str] = Box::leak(Box::new([state]));
+            assert_eq!(carried_out(states, 0, vec![Step::run(&["paused"]), Step::new("after")]), ["after"]);
+        }
+        assert_eq!(carried_out(&["running"], 0, vec![Step::run(&["paused"])]), Vec::<String>::new());
     }
 }

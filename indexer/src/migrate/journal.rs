@@ -4,7 +4,9 @@
 //! down its VMs do too, and nothing is left to be decided). The file is replaced whole, never changed.
 
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -71,14 +73,27 @@ impl Journal {
     /// # Errors
     /// If it cannot be written: then nothing may be done that depends on it.
     pub fn write(&self, entry: &Entry) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
         match fs::DirBuilder::new().mode(0o700).create(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
+        self.check()?;
         let aside = self.folder.join(format!(".{}", entry.id));
-        fs::write(&aside, serde_json::to_vec(entry)?)?;
+        let _ = fs::remove_file(&aside);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+        file.write_all(&serde_json::to_vec(entry)?)?;
         fs::rename(aside, self.path(&entry.id))
+    }
+
+    /// Whether nobody else can put entries there: what they say is done to VMs.
+    fn check(&self) -> io::Result<()> {
+        let metadata = fs::symlink_metadata(&self.folder)?;
+        let ours = metadata.uid() == rustix::process::geteuid().as_raw();
+        if metadata.is_dir() && ours && metadata.mode() & 0o022 == 0 {
+            return Ok(());
+        }
+        let folder = self.folder.display();
+        Err(io::Error::other(format!("{folder} is not a folder that only this user can write")))
     }
 
     /// Removes an entry, and the folder with the last one.
@@ -96,6 +111,14 @@ impl Journal {
     /// All entries. What cannot be read is said in the log and left alone.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
+        match self.check() {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+            Err(error) => {
+                tracing::error!(%error, "the journal of migrations is not believed");
+                return Vec::new();
+            }
+        }
         let Ok(files) = fs::read_dir(&self.folder) else { return Vec::new() };
         let named =
             |path: &Path| path.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."));
@@ -144,5 +167,31 @@ mod tests {
         fs::remove_file(folder.path().join("x/broken")).unwrap();
         journal.remove("ab12");
         assert!(!folder.path().join("x").exists());
+    }
+
+    #[test]
+    fn what_others_can_write_is_not_believed() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::new(folder.path().join("x"));
+        let entry = Entry {
+            id: "ab12".to_owned(),
+            name: "vm".to_owned(),
+            process: (1, 2),
+            monitor: "/m".into(),
+            decision: Decision::Committed,
+            run: true,
+        };
+        journal.write(&entry).unwrap();
+        // A link in the place of what is written aside is replaced, not followed.
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "mine").unwrap();
+        symlink(&victim, folder.path().join("x/.ab12")).unwrap();
+        journal.write(&entry).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
+        assert_eq!(journal.entries().len(), 1);
+        fs::set_permissions(folder.path().join("x"), fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(journal.entries(), []);
+        assert!(journal.write(&entry).unwrap_err().to_string().contains("only this user"));
     }
 }

@@ -32,6 +32,9 @@ const SHORTEST: usize = 4;
 /// Migrations that may wait or be under way at once; more are refused.
 const MOST: usize = 64;
 
+/// Connections of sources that are talking, or yet to say what they want; more are refused.
+const MOST_TALKING: usize = 2 * MOST;
+
 /// What all migrations share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -43,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) journal: Journal,
     pub(crate) pace: Arc<HostPace>,
     pub(crate) places: Arc<Semaphore>,
+    /// For control connections of incoming migrations.
+    pub(super) talking: Arc<Semaphore>,
     /// Everything is to end.
     pub(crate) stop: CancellationToken,
     all: Mutex<Vec<Known>>,
@@ -69,7 +74,11 @@ impl Known {
 
     fn is_about(&self, vm_id: &str) -> bool {
         let (Self::Outgoing { vm, .. } | Self::Incoming { vm, .. }) = self;
-        vm == vm_id && self.record().ended().is_none()
+        vm == vm_id && (self.record().ended().is_none() || self.is_clearing())
+    }
+
+    fn is_clearing(&self) -> bool {
+        matches!(self, Self::Incoming { incoming, .. } if incoming.is_clearing())
     }
 }
 
@@ -90,6 +99,7 @@ impl Shared {
             journal: Journal::new(options.journal.clone()),
             pace: HostPace::new(options.max_bandwidth),
             places: Arc::new(Semaphore::new(options.at_once.max(1))),
+            talking: Arc::new(Semaphore::new(MOST_TALKING)),
             stop,
             all: Mutex::default(),
             figures: MigrationCounters::default(),
@@ -129,7 +139,14 @@ impl Shared {
             return Err("this memdexd is stopping".to_owned());
         }
         if let Some(other) = all.iter().find(|known| known.is_about(vm)) {
-            return Err(format!("the VM {vm} is on its way already, see migration {}", other.record().id()));
+            let id = other.record().id();
+            return Err(if other.is_clearing() {
+                format!(
+                    "what migration {id} left in the VM {vm} when this host's memdexd was killed is being cleared away: try again in a moment"
+                )
+            } else {
+                format!("the VM {vm} is on its way already, see migration {id}")
+            });
         }
         if let Some(other) = all.iter().find(|known| known.record().id() == new.record().id()) {
             return Err(match other {
@@ -150,8 +167,9 @@ impl Shared {
         self.admit(Known::Incoming { incoming: Arc::clone(incoming), vm: vm.to_owned() }, vm)
     }
 
-    pub(crate) fn add_ended(&self, incoming: Incoming) {
-        self.lock().push(Known::Incoming { incoming: Arc::new(incoming), vm: String::new() });
+    /// One of a daemon before this one.
+    pub(crate) fn add_broken_off(&self, incoming: &Arc<Incoming>, vm: String) {
+        self.lock().push(Known::Incoming { incoming: Arc::clone(incoming), vm });
     }
 
     /// Forgets what ended long ago.
@@ -159,7 +177,7 @@ impl Shared {
         let ended = all.iter().filter(|known| known.record().ended().is_some()).count();
         let mut most = ended.saturating_sub(MOST_ENDED);
         all.retain(|known| {
-            let Some(at) = known.record().ended() else { return true };
+            let Some(at) = known.record().ended().filter(|_| !known.is_clearing()) else { return true };
             let too_many = most > 0;
             most = most.saturating_sub(1);
             let old = at.elapsed() > REMEMBERED || too_many;

@@ -51,7 +51,7 @@ use memdex_wire::{
     problem::{Code, Problem},
 };
 use migrate_client::Channel;
-use tokio::time::timeout;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -200,12 +200,19 @@ impl Migrations {
         })
     }
 
-    /// Serves the control connection of an incoming migration.
-    ///
-    /// # Errors
-    /// If the id cannot be one.
-    pub fn receive(&self, id: &str, io: Box<dyn Channel>) {
-        self.0.tasks.spawn(destination::receive(Arc::clone(&self.0), id.to_owned(), io));
+    /// A place for the control connection of an incoming migration; `None` if there is none left.
+    #[must_use]
+    pub fn place_to_talk(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.talking).try_acquire_owned().ok()
+    }
+
+    /// Serves the control connection of an incoming migration, in its place.
+    pub fn receive(&self, id: &str, io: Box<dyn Channel>, place: OwnedSemaphorePermit) {
+        let received = destination::receive(Arc::clone(&self.0), id.to_owned(), io);
+        self.0.tasks.spawn(async move {
+            received.await;
+            drop(place);
+        });
     }
 
     /// Whether an incoming migration of this id takes data connections.

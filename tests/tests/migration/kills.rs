@@ -8,7 +8,7 @@ use memdex_tests::wait;
 use crate::{
     hosts::tcp,
     stage::{
-        CHECK, Moving, Stage,
+        self, CHECK, Moving, Stage,
         judge::{RUNS_AGAIN, Runs},
         moment::{Moment, Tail, runs},
         watched::Watched,
@@ -82,6 +82,32 @@ fn guest_that_dies_before_it_was_read_ends_its_migration() {
         unread += usize::from(indexed["done"].as_u64() < indexed["total"].as_u64());
         source_vmm(&mut stage, &mut moving, waiting);
     }
+}
+
+/// A daemon that was killed while it received left memory in a VM, and gives it back when it is there again; but not if that VM was given a guest meanwhile in some other way.
+#[test]
+fn guest_that_came_in_another_way_keeps_its_memory() {
+    use std::os::unix::fs::DirBuilderExt;
+    let mut stage = Stage::new("other-way", &CHECK);
+    let at = stage.at;
+    let pid = stage.guest.qemu.pid();
+    let id = stage.here().vm_of(pid).expect("it is watched").id;
+    let start_time: u64 = id.rsplit('-').next().and_then(|time| time.parse().ok()).expect("vm-PID-START");
+    for decision in ["receiving", "loading"] {
+        stage.hosts[at].kill();
+        let journal = stage::judge::journal(stage.here());
+        let _ = std::fs::DirBuilder::new().mode(0o700).create(&journal);
+        let entry = serde_json::json!({
+            "id": "0123456789abcdef", "name": stage.guest.name, "process": [pid, start_time],
+            "monitor": stage.guest.qemu.memdex_monitor(), "decision": decision, "run": true,
+        });
+        std::fs::write(journal.join("0123456789abcdef"), entry.to_string()).expect("an entry of the journal");
+        stage.hosts[at].restart(&stage.scratch);
+        stage.tidy();
+        stage.checks = stage.guest.qemu.check_ok(stage.checks);
+    }
+    stage.move_on();
+    stage.checks = stage.guest.qemu.check_ok(stage.checks);
 }
 
 fn source_daemon(stage: &mut Stage, moving: &mut Moving, mut waiting: Watched) {

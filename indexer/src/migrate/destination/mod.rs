@@ -15,7 +15,7 @@ mod waiting;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
 use memdex_wire::{
@@ -62,23 +62,36 @@ pub(crate) struct Incoming {
     pub(crate) stop: CancellationToken,
     session: Mutex<Option<Arc<Session>>>,
     streams: AtomicUsize,
+    /// It was broken off by the end of a daemon, and what it left in its VM is still being cleared away.
+    clearing: AtomicBool,
 }
 
 /// Data connections that one migration may have.
 const MAX_STREAMS: usize = 8;
 
 impl Incoming {
-    /// One whose end is known.
-    pub(crate) fn ended(record: Arc<Record>) -> Self {
+    /// One whose end is known. What it left is still to be cleared away.
+    pub(crate) fn broken_off(record: Arc<Record>) -> Self {
         let incoming = Self {
             record,
             verdict: Verdict::default(),
             stop: CancellationToken::new(),
             session: Mutex::new(None),
             streams: AtomicUsize::new(0),
+            clearing: AtomicBool::new(true),
         };
         incoming.stop.cancel();
         incoming
+    }
+
+    /// Whether nothing may begin with its VM yet, although it has ended.
+    pub(crate) fn is_clearing(&self) -> bool {
+        self.clearing.load(Relaxed)
+    }
+
+    /// Nothing is left of it.
+    pub(crate) fn cleared(&self) {
+        self.clearing.store(false, Relaxed);
     }
 
     fn session(&self) -> Option<Arc<Session>> {
@@ -130,6 +143,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, id: String, io: Box<dyn Channel
         stop: stop.clone(),
         session: Mutex::new(None),
         streams: AtomicUsize::new(0),
+        clearing: AtomicBool::new(false),
     });
     if let Err(why) = shared.admit_incoming(&incoming, vm.id()) {
         let _ = speaker.say(&ToSource::Fail(why)).await;

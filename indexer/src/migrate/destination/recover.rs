@@ -14,6 +14,7 @@ use super::{
     conversation::{ASIDE, blocking},
 };
 use crate::{
+    host::Vm,
     map::Layout,
     memory::Ram,
     migrate::{
@@ -29,6 +30,8 @@ use crate::{
 /// The guard of the daemon before may still be busy with the monitor.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
+/// Longest wait for discovery to find a VM.
+const FOUND: Duration = Duration::from_secs(10);
 
 /// Goes through the journal. Sources that ask get an answer as soon as this returns.
 pub(crate) fn recover(shared: &Arc<Shared>) {
@@ -56,9 +59,14 @@ pub(crate) fn recover(shared: &Arc<Shared>) {
                 );
             }
         }
-        shared.add_ended(Incoming::ended(record));
+        let incoming = Arc::new(Incoming::broken_off(record));
+        // Nothing else begins with its VM before it is as if this had never been.
+        shared.add_broken_off(&incoming, entry.process().to_string());
         let shared = Arc::clone(shared);
-        shared.clone().tasks.spawn(async move { finish(&shared, entry).await });
+        shared.clone().tasks.spawn(async move {
+            finish(&shared, entry).await;
+            incoming.cleared();
+        });
     }
 }
 
@@ -66,56 +74,91 @@ pub(crate) fn recover(shared: &Arc<Shared>) {
 async fn finish(shared: &Shared, entry: Entry) {
     let done = match entry.decision {
         Decision::Committed => settle(&entry, |monitor| run(monitor, entry.run)).await,
-        Decision::Loading => {
-            settle(&entry, |mut monitor| async move { monitor.quit().await.map_err(|error| words(&error)) })
-                .await
-        }
-        Decision::Receiving => {
-            let given_back = settle(&entry, |mut monitor| async move {
-                monitor.ignore_shared(false).await.map_err(|error| words(&error))
-            })
-            .await;
-            empty(shared, &entry).await;
-            given_back
-        }
+        Decision::Loading => settle(&entry, end_unless_it_runs).await,
+        Decision::Receiving => settle(&entry, |monitor| empty(shared, &entry, monitor)).await,
         Decision::Completed | Decision::GivenUp => return,
     };
-    match done {
-        Ok(()) => {
+    match (done, entry.decision) {
+        // Nobody asks about one of which no device state was ever loaded.
+        (Ok(()), Decision::Receiving) => shared.journal.remove(&entry.id),
+        (Ok(()), decision) => {
             let decision =
-                if entry.decision == Decision::Committed { Decision::Completed } else { Decision::GivenUp };
+                if decision == Decision::Committed { Decision::Completed } else { Decision::GivenUp };
             if let Err(error) = shared.journal.write(&Entry { decision, ..entry }) {
                 tracing::warn!(%error, "the journal of migrations cannot be written");
             }
         }
-        Err(why) => tracing::warn!(vm = entry.name, why, "the VM of a migration that was broken off"),
+        (Err(why), _) => tracing::warn!(vm = entry.name, why, "the VM of a migration that was broken off"),
     }
 }
 
-/// Gives back the memory that had come.
-async fn empty(shared: &Shared, entry: &Entry) {
-    let begun = Instant::now();
-    let id = entry.process().to_string();
-    while begun.elapsed() < PATIENCE && Process::open(entry.process()).is_ok() {
-        if let Ok(vm) = shared.host.find(&id) {
-            // Holes that are made are no writes: who watches has to look away meanwhile.
-            if vm.stand_aside(ASIDE).await.is_err() {
-                continue;
-            }
-            let descriptor = vm.descriptor();
-            let emptied = blocking(move || {
-                let layout = Layout::of(&descriptor.regions);
-                let ram = Ram::open(descriptor.process, &descriptor.regions, &layout)?;
-                ram.punch(0..u32::MAX).map_err(|error| error.to_string())
-            });
-            let emptied = emptied.await;
-            vm.come_back();
-            if let Err(why) = emptied {
-                tracing::warn!(vm = entry.name, why, "the memory of a migration that was broken off");
-            }
-            return;
+/// Whether a VMM waits for a guest, and none is on its way. Else its memory is somebody's: it was used for something else while no daemon was here.
+async fn waits(monitor: &mut Monitor) -> Result<bool, String> {
+    let state = monitor.status().await.map_err(|error| words(&error))?;
+    let (migration, _) = monitor.migration().await.map_err(|error| words(&error))?;
+    Ok(state == "inmigrate" && matches!(migration.as_str(), "" | "none"))
+}
+
+/// Ends a VMM that has begun to load device state: it can wait for no other guest.
+async fn end_unless_it_runs(mut monitor: Monitor) -> Result<(), String> {
+    match monitor.status().await {
+        // We would have written down before that it may.
+        Ok(state) if state == "running" => Ok(()),
+        _ => monitor.quit().await.map_err(|error| words(&error)),
+    }
+}
+
+/// Gives back the settings of a VMM that still waits, and the memory that had come.
+async fn empty(shared: &Shared, entry: &Entry, mut monitor: Monitor) -> Result<(), String> {
+    if !waits(&mut monitor).await? {
+        tracing::warn!(
+            vm = entry.name,
+            "something else was done with this VM since its migration was broken off: its memory is left alone"
+        );
+        return Ok(());
+    }
+    monitor.ignore_shared(false).await.map_err(|error| words(&error))?;
+    // Nobody else can tell it to take in a guest as long as we have the monitor (if it has no other one).
+    let Some(vm) = found(shared, entry).await else {
+        tracing::warn!(vm = entry.name, "this VM is not watched: the memory that had come is not given back");
+        return Ok(());
+    };
+    // Holes that are made are no writes: who watches has to look away meanwhile.
+    vm.stand_aside(ASIDE).await.map_err(|error| error.to_string())?;
+    let descriptor = vm.descriptor();
+    let still = waits(&mut monitor).await;
+    let emptied = if still == Ok(true) {
+        blocking(move || {
+            let layout = Layout::of(&descriptor.regions);
+            let ram = Ram::open(descriptor.process, &descriptor.regions, &layout)?;
+            ram.punch(0..u32::MAX).map_err(|error| error.to_string())
+        })
+        .await
+    } else {
+        Ok(())
+    };
+    vm.come_back();
+    emptied?;
+    if still? && !waits(&mut monitor).await? {
+        // Another guest has begun to come in that very moment, through another monitor: its memory has holes now. Its source still has it.
+        tracing::error!(
+            vm = entry.name,
+            "another migration into this VM began while the memory of the last one was given back: it is ended"
+        );
+        return monitor.quit().await.map_err(|error| words(&error));
+    }
+    Ok(())
+}
+
+/// The VM of an entry, once discovery has found it.
+async fn found(shared: &Shared, entry: &Entry) -> Option<Arc<Vm>> {
+    let (begun, id) = (Instant::now(), entry.process().to_string());
+    loop {
+        match shared.host.find(&id) {
+            Ok(vm) => return Some(vm),
+            Err(_) if begun.elapsed() > FOUND || Process::open(entry.process()).is_err() => return None,
+            Err(_) => tokio::time::sleep(PAUSE).await,
         }
-        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -146,7 +189,7 @@ where
 
 async fn run(mut monitor: Monitor, run: bool) -> Result<(), String> {
     // Anything but this means that it has run already.
-    let waits = ["paused", "inmigrate", "prelaunch", "postmigrate"];
+    let waits = ["paused", "inmigrate", "prelaunch"];
     if run && waits.contains(&monitor.status().await.map_err(|error| words(&error))?.as_str()) {
         monitor.cont().await.map_err(|error| words(&error))?;
     }

@@ -23,6 +23,7 @@ use crate::{
         journal::{Decision, Entry, Journal},
         link::SILENCE,
         monitor::Monitor,
+        qmp::QmpError,
     },
     vm::{descriptor::ProcessId, monitors::starts_paused},
     watch::process::Process,
@@ -166,28 +167,37 @@ impl Waiting {
         self.order(Vec::new())?;
         self.note(Decision::Committed, run)?;
         let settings = self.undo.iter().filter(|step| step.command != "cont").cloned();
-        let steps = run.then(Step::run).into_iter().chain(settings).collect();
+        let let_run = run.then(|| Step::run(&["paused", "prelaunch", "inmigrate"]));
+        let steps = let_run.into_iter().chain(settings).collect();
         self.order(steps)?;
         if !run {
             return Ok(());
         }
         let begun = Instant::now();
         let mut ran = false;
-        loop {
+        let why = loop {
             let told = self.monitor.cont().await;
             ran |= told.is_ok();
             match self.monitor.status().await {
                 Ok(state) if state == "running" => return Ok(()),
                 // It ran, and has ended or stopped again since: that is the guest's own business.
                 _ if ran => return Ok(()),
-                _ if !self.alive() => return Err(GONE.to_owned()),
+                _ if !self.alive() => break GONE.to_owned(),
                 _ if begun.elapsed() > RUNNING => {
+                    if let Err(QmpError::Silent(_)) = told {
+                        // It may act on what it was told at any time, and is to do nothing more.
+                        let _ = pidfd_send_signal(self.process.pidfd(), Signal::KILL);
+                    }
                     let why = told.err().map_or_else(String::new, |error| format!(": {error}"));
-                    return Err(format!("the guest could not be let run here{why}"));
+                    break format!("the guest could not be let run here{why}");
                 }
                 _ => sleep(PAUSE).await,
             }
-        }
+        };
+        // From here on it never will, also if this daemon is killed before its VMM has ended: the next one ends it then, and says so to the source.
+        self.order(vec![Step::new("quit")])?;
+        self.note(Decision::Loading, run)?;
+        Err(why)
     }
 
     /// Whether the guest was let run.
@@ -203,7 +213,10 @@ impl Waiting {
         }
         // Only now: who comes after leaves it alone from here on.
         let run = self.entry.run;
-        if self.note(decision, run).is_err() {
+        if decision == Decision::GivenUp && !self.loaded {
+            // The source hands over only what was loaded: it will not ask.
+            self.journal.remove(&self.entry.id);
+        } else if self.note(decision, run).is_err() {
             tracing::warn!(vm = self.name, "the journal of migrations cannot be written");
         }
         self.guard.release();

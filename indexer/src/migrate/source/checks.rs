@@ -52,7 +52,7 @@ pub(super) async fn look(vm: &Vm, request: &MigrationRequest) -> Found {
         }
         Err(error) => found.checks.push(check("monitor", Err::<String, _>(error.to_string()))),
     }
-    let state = state(&mut monitor).await;
+    let state = state(&mut monitor, vm.moved_away()).await;
     found.running = state.as_ref().is_ok_and(|running| *running);
     let state =
         state.map(
@@ -97,7 +97,7 @@ async fn memory(vm: &Vm, version: Version, monitor: &mut Monitor) -> Result<Vec<
     backends.ids(&descriptor.regions)
 }
 
-async fn state(monitor: &mut Monitor) -> Result<bool, String> {
+async fn state(monitor: &mut Monitor, moved_away: bool) -> Result<bool, String> {
     let words = |error: crate::migrate::qmp::QmpError| error.to_string();
     let state = monitor.status().await.map_err(words)?;
     let (migration, _) = monitor.migration().await.map_err(words)?;
@@ -112,9 +112,13 @@ async fn state(monitor: &mut Monitor) -> Result<bool, String> {
         "inmigrate" => {
             Err("the VM waits for a migration itself (-incoming): there is nothing to move yet".to_owned())
         }
-        "postmigrate" => {
+        "postmigrate" if moved_away => {
             Err("the VM has moved away already: what is left here is not to run again".to_owned())
         }
+        "postmigrate" => Err(
+            "QEMU has saved or migrated the VM (postmigrate): if its guest runs nowhere else, let it run with `cont` first"
+                .to_owned(),
+        ),
         other => Err(format!("the VM is {other}: only one that runs or is paused can be moved")),
     }
 }

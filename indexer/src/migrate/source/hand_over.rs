@@ -14,14 +14,14 @@ use memdex_wire::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{Outgoing, Stop, copy::gave_up};
+use super::{Held, Outgoing, Stop, copy::gave_up};
 use crate::migrate::{
     Shared,
     guard::{Orders, Step},
     link::{BEAT, SILENCE},
     monitor::ignore_shared,
     qmp::QmpError,
-    resolve::{Verdict, who_runs},
+    resolve::{Destination, Verdict, who_runs},
 };
 
 /// How long is tried to let the guest run again.
@@ -45,6 +45,8 @@ impl Outgoing {
             Err(stop) => {
                 let (Stop::Aborted(why) | Stop::Failed(why)) = &stop;
                 let (speaker, why) = (self.copier.speaker.clone(), why.clone());
+                // Nobody has to be asked any more.
+                let _ = self.orders(self.held, false);
                 // The guest first, but the destination need not wait for it.
                 let goodbye = async {
                     let _ = timeout(BEAT, speaker.say(&ToDestination::Abort(why.clone()))).await;
@@ -65,7 +67,7 @@ impl Outgoing {
             return Err(Stop::Aborted("it was called off".to_owned()));
         }
         self.copier.record.enter(Phase::HandingOver);
-        self.orders(true, true)?;
+        self.orders(Held::Saving, true)?;
         let said = self.copier.speaker.say(&ToDestination::HandOver { run: self.running }).await;
         let heard = match said {
             Ok(()) => timeout(SILENCE, self.copier.frames.recv()).await,
@@ -73,6 +75,8 @@ impl Outgoing {
         };
         match heard {
             Ok(Some(Ok(ToSource::Running))) => {
+                // Once it has heard that we know, it need not know any more.
+                let _ = self.order(None, self.at_source());
                 let _ = timeout(BEAT, self.copier.speaker.say(&ToDestination::Goodbye)).await;
                 return Ok(());
             }
@@ -98,18 +102,28 @@ impl Outgoing {
     }
 
     /// Tells the guard what to do if we die: what we would do.
-    pub(super) fn orders(&mut self, stopped: bool, handed_over: bool) -> Result<(), Stop> {
+    pub(super) fn orders(&mut self, held: Held, handed_over: bool) -> Result<(), Stop> {
         let mut steps = Vec::new();
-        if stopped && self.running {
-            steps.extend([Step::new("migrate_cancel"), Step::run()]);
+        if held == Held::Saving {
+            steps.push(Step::new("migrate_cancel"));
+        }
+        if held != Held::No && self.running {
+            steps.push(Step::run(held.ours()));
         }
         steps.push(Step::with(ignore_shared(self.ignored_shared)));
-        let gone = match self.request.at_source {
+        self.order(handed_over.then(|| self.destination.clone()), steps)
+    }
+
+    /// What is told to the VMM that is left here.
+    fn at_source(&self) -> Vec<Step> {
+        match self.request.at_source {
             AtSource::Quit => vec![Step::new("quit")],
             AtSource::Pause => Vec::new(),
-        };
-        let ask = handed_over.then(|| self.destination.clone());
-        let orders = Orders { vm: self.vm.name().to_owned(), ask, steps, gone };
+        }
+    }
+
+    fn order(&mut self, ask: Option<Destination>, steps: Vec<Step>) -> Result<(), Stop> {
+        let orders = Orders { vm: self.vm.name().to_owned(), ask, steps, gone: self.at_source() };
         let guard = self.guard.as_mut().ok_or_else(|| Stop::failed("there is no guard"))?;
         guard.order(&orders).map_err(|error| Stop::failed(format!("the VM's guard has ended: {error}")))
     }
@@ -135,25 +149,44 @@ impl Outgoing {
         let mut monitor = self.monitor.lock().await;
         let begun = Instant::now();
         let mut result = Ok(());
-        if self.stopped && self.running {
+        // Whatever QEMU migrates before that is somebody else's.
+        if self.held == Held::Saving {
             let _ = monitor.cancel().await;
+        }
+        if self.held != Held::No && self.running {
+            let mut told = Ok(());
             loop {
-                let told = monitor.cont().await;
                 match monitor.status().await {
                     Ok(state) if state == "running" => break,
+                    Ok(state) if !self.held.ours().contains(&state.as_str()) => {
+                        self.copier.record.say(format!("the VM is {state}, so it is not let run again"));
+                        break;
+                    }
                     Err(error @ QmpError::Lost(_)) => {
                         result = Err(format!("and the VM has ended: {error}"));
                         break;
                     }
                     _ if begun.elapsed() > PUT_BACK => {
-                        let why = told.err().map_or_else(String::new, |error| error.to_string());
-                        result = Err(format!("and the guest could not be let run again here: {why}"));
+                        let why = told.err().map_or_else(String::new, |error: QmpError| error.to_string());
+                        result = Err(format!(
+                            "and the guest could not be let run again here (a guard goes on trying): {why}"
+                        ));
                         break;
                     }
-                    _ => sleep(PAUSE).await,
+                    _ => {}
+                }
+                told = monitor.cont().await;
+                if told.is_err() {
+                    sleep(PAUSE).await;
                 }
             }
             self.copier.record.blackout_ends();
+        } else if self.held == Held::Saving
+            && monitor.status().await.is_ok_and(|state| state == "postmigrate")
+        {
+            self.copier.record.say(
+                "the guest is here, paused as it was; QEMU shows it as postmigrate, and `cont` lets it run whenever it is to",
+            );
         }
         if let Err(error) = monitor.restore_ignore_shared(self.ignored_shared).await {
             self.copier.record.say(format!("x-ignore-shared could not be set back: {error}"));

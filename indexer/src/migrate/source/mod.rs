@@ -106,8 +106,30 @@ pub(super) struct Outgoing {
     running: bool,
     /// QEMU had shared memory switched out of its migration before.
     ignored_shared: bool,
-    /// The guest has been stopped, or may have been.
-    stopped: bool,
+    /// What we may have done to the guest.
+    held: Held,
+}
+
+/// What a migration has done to the guest, or may have: what is to be undone if it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Held {
+    /// Nothing. If it stands still, somebody else has stopped it.
+    No,
+    /// It may have been stopped.
+    Stopped,
+    /// Besides, QEMU may have been told to write its device state.
+    Saving,
+}
+
+impl Held {
+    /// The run states of QEMU out of which we let the guest run. Any other one is not our doing: it has powered itself off, another migration has taken it away.
+    const fn ours(self) -> &'static [&'static str] {
+        match self {
+            Self::No => &[],
+            Self::Stopped => &["paused"],
+            Self::Saving => &["paused", "finish-migrate", "postmigrate"],
+        }
+    }
 }
 
 /// Runs an outgoing migration from its place in the queue to its end.
@@ -164,6 +186,7 @@ async fn migrate(
     keep_alive(speaker.clone(), reader.clone());
 
     // From here on something is changed in the VMM: the guard comes first.
+    // (What it is set to for us is set in the last moment: whoever saves the VM meanwhile shall have its memory in what he saves.)
     let ignored_shared = monitor.capability("x-ignore-shared").await?.unwrap_or(false);
     let orders = Orders {
         vm: vm.name().to_owned(),
@@ -207,7 +230,7 @@ async fn migrate(
         destination: shared.peers.destination(&client, record.id()),
         running: found.running,
         ignored_shared,
-        stopped: false,
+        held: Held::No,
         request,
     };
     let moved = outgoing.move_it(&client, &streams).await;
@@ -229,22 +252,19 @@ impl Outgoing {
         let _haste = self.vm.hurried.begin();
         let runtime = Handle::current();
         let channels = join_all((0..STREAMS).map(|_| client.open_channel(record.id(), ChannelKind::Data)));
-        let monitor = Arc::clone(&self.monitor);
-        let (told, channels) =
-            tokio::join!(async { monitor.lock().await.ignore_shared(true).await }, channels);
-        told?;
-        for channel in channels {
+        for channel in channels.await {
             let channel = channel?;
             let io = Counted::new(channel, Arc::clone(&record.wire));
             let (streams, runtime) = (Arc::clone(streams), runtime.clone());
             tokio::task::spawn_blocking(move || streams.send(io, &runtime));
         }
         let downtime = Duration::from_millis(self.request.downtime_ms.unwrap_or(DOWNTIME_MS));
-        let may_drain = self.vm.descriptor().direct_io.is_some();
-        if may_drain || self.request.on_no_converge == OnNoConverge::Throttle {
-            self.orders(true, false)?;
+        // One that was paused when this began is nobody's to let run but his who paused it, so it is not stopped either.
+        let may_drain = self.vm.descriptor().direct_io.is_some() && self.running;
+        if may_drain || (self.request.on_no_converge == OnNoConverge::Throttle && self.running) {
+            self.orders(Held::Stopped, false)?;
             // The guest is stopped for moments; whatever becomes of that, it is made to run again.
-            self.stopped = true;
+            self.held = Held::Stopped;
         }
         let mut rounds = Rounds {
             vm: Arc::clone(&self.vm),
@@ -253,13 +273,16 @@ impl Outgoing {
             on_no_converge: self.request.on_no_converge,
             throttle: None,
             throttled: 0,
+            may_throttle: self.running,
             may_drain,
             regions: self.regions.clone(),
         };
         let copied = rounds.run(&mut self.copier).await;
-        rounds.end_throttle(&self.copier).await;
-        self.stopped = may_drain || rounds.throttled > 0;
-        copied?;
+        let ended = rounds.end_throttle(&self.copier).await;
+        if !may_drain && rounds.throttled == 0 {
+            self.held = Held::No;
+        }
+        copied.and(ended)?;
         if self.request.on_no_converge == OnNoConverge::Stop {
             return self.switch_over().await;
         }

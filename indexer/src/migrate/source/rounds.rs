@@ -9,7 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memdex_wire::{Fingerprint, PAGE_SIZE, migration::OnNoConverge, page::PageState, transfer::ZERO};
+use memdex_wire::{
+    Fingerprint, PAGE_SIZE,
+    migration::OnNoConverge,
+    page::PageState,
+    transfer::{ToSource, ZERO},
+};
 use tokio::{sync::Mutex, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +63,8 @@ pub(super) struct Rounds {
     pub(super) on_no_converge: OnNoConverge,
     pub(super) throttle: Option<Throttle>,
     pub(super) throttled: usize,
+    /// The guest ran when this began.
+    pub(super) may_throttle: bool,
     /// The guest may be stopped for a moment to let its direct I/O come to an end.
     pub(super) may_drain: bool,
     /// Guest memory as it was when the ledger was made.
@@ -174,8 +181,7 @@ impl Rounds {
             } else if first_pass_done && needed <= self.downtime {
                 // Now, so that next to nothing is left to digest while the guest stands still.
                 copier.ledger.root();
-                self.end_throttle(copier).await;
-                return Ok(());
+                return self.end_throttle(copier).await;
             }
             let left = rest.pages() + rest.unsettled;
             if !first_pass_done || left < best.0.saturating_sub(best.0 / 10) {
@@ -195,8 +201,7 @@ impl Rounds {
                 self.downtime.as_millis()
             );
             if self.no_convergence(copier, &figures).await? {
-                self.end_throttle(copier).await;
-                return Ok(());
+                return self.end_throttle(copier).await;
             }
             best = (u64::MAX, Instant::now(), 0);
         }
@@ -268,6 +273,9 @@ impl Rounds {
                 copier.record.say(format!("it does not converge, so the guest is stopped: {figures}"));
                 Ok(true)
             }
+            OnNoConverge::Throttle if !self.may_throttle => Err(Stop::Aborted(format!(
+                "it does not converge, and the guest, which was paused when this began, is not slowed down: {figures}; start it again"
+            ))),
             OnNoConverge::Throttle => {
                 let Some(percent) = THROTTLES.get(self.throttled).copied() else {
                     return Err(Stop::Aborted(format!(
@@ -279,9 +287,7 @@ impl Rounds {
                 copier.record.say(format!(
                     "it does not converge, so the guest is slowed down by {percent} %: {figures}"
                 ));
-                if let Some(throttle) = self.throttle.take() {
-                    throttle.end().await;
-                }
+                self.end_throttle(copier).await?;
                 self.throttle = Some(Throttle::start(Arc::clone(&self.monitor), percent));
                 copier.record.set_progress(|progress| progress.throttle_percent = percent);
                 Ok(false)
@@ -290,10 +296,14 @@ impl Rounds {
     }
 
     /// Lets the guest run as it likes again.
-    pub(super) async fn end_throttle(&mut self, copier: &Copier) {
-        if let Some(throttle) = self.throttle.take() {
-            throttle.end().await;
-            copier.record.set_progress(|progress| progress.throttle_percent = 0);
+    pub(super) async fn end_throttle(&mut self, copier: &Copier) -> Result<(), Stop> {
+        let Some(throttle) = self.throttle.take() else { return Ok(()) };
+        let ended = throttle.end().await;
+        copier.record.set_progress(|progress| progress.throttle_percent = 0);
+        if ended {
+            Ok(())
+        } else {
+            Err(Stop::failed("QEMU does not answer, and the guest was slowed down: it may stand still"))
         }
     }
 
@@ -321,10 +331,20 @@ fn needed(copier: &Copier, rest: &Rest, wire: u64, rate: f64) -> Duration {
 
 impl Copier {
     /// Waits for something, and notices meanwhile if it is called off or the other side is gone.
-    async fn meanwhile(&mut self, something: impl Future<Output = ()>) -> Result<(), Stop> {
+    pub(super) async fn meanwhile(&mut self, something: impl Future<Output = ()>) -> Result<(), Stop> {
         tokio::select! {
-            said = self.hear() => said.and_then(|_| Err(out_of_turn())),
+            said = self.hear_nothing() => said,
             () = something => Ok(()),
+        }
+    }
+
+    /// What it has been asked for it may say; anything else is an end. Ends only then.
+    async fn hear_nothing(&mut self) -> Result<(), Stop> {
+        loop {
+            match self.hear().await? {
+                ToSource::DeviceReady if !self.device_ready => self.device_ready = true,
+                _ => return Err(out_of_turn()),
+            }
         }
     }
 }

@@ -14,6 +14,7 @@
 
 use std::{
     os::fd::AsFd,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -25,7 +26,7 @@ use memdex_wire::{
 use tokio::{io::AsyncReadExt, net::UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Outgoing, Stop, rounds::last};
+use super::{Held, Outgoing, Stop, rounds::last};
 use crate::{
     host::Vm,
     migrate::device::{MAX_READ, Packer},
@@ -41,7 +42,7 @@ const DEVICE: Duration = Duration::from_secs(30);
 impl Outgoing {
     /// Steps 1 to 5.
     pub(super) async fn switch_over(&mut self) -> Result<(), Stop> {
-        let record = std::sync::Arc::clone(&self.copier.record);
+        let record = Arc::clone(&self.copier.record);
         record.enter(Phase::Stopping);
         // Somebody may have paused or resumed it since. What counts is now: it is let run there if it runs here.
         self.running = match self.monitor.lock().await.status().await?.as_str() {
@@ -53,10 +54,10 @@ impl Outgoing {
                 )));
             }
         };
-        self.orders(true, false)?;
+        self.orders(Held::Stopped, false)?;
         record.blackout_begins();
         let began = Instant::now();
-        self.stopped = true;
+        self.held = Held::Stopped;
         {
             let mut monitor = self.monitor.lock().await;
             // Also if it is paused: QEMU's own migration would carry over that it runs, if somebody resumed it in between.
@@ -74,7 +75,11 @@ impl Outgoing {
         let mut rest = Err(0);
         let mut unsettled = 0;
         for _ in 0..SYNCS {
-            unsettled += sync(&self.vm).await?.unsettled_read;
+            // It may take long, if all memory has to be read: if the destination goes away meanwhile, the guest is not to wait for it.
+            let mut report = None;
+            let vm = Arc::clone(&self.vm);
+            self.copier.meanwhile(async { report = Some(sync(&vm).await) }).await?;
+            unsettled += report.unwrap_or_else(|| Err(out_of_turn()))?.unsettled_read;
             rest = last(&self.vm, &self.copier.ledger);
             if rest.is_ok() {
                 break;
@@ -134,11 +139,19 @@ impl Outgoing {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(Stop::failed)?;
         ours.set_nonblocking(true).map_err(Stop::failed)?;
         let mut ours = UnixStream::from_std(ours).map_err(Stop::failed)?;
-        let monitor = std::sync::Arc::clone(&self.monitor);
+        let monitor = Arc::clone(&self.monitor);
+        self.orders(Held::Saving, false)?;
+        self.held = Held::Saving;
         // What QEMU writes has to be read before it has answered: its migration thread may get hold of QEMU's lock first, and keeps it while it
         // waits for room in the socket. Then nobody is left in there to send the answer.
         let tell = async move {
-            let told = monitor.lock().await.send_state(theirs.as_fd()).await;
+            let told = {
+                let mut monitor = monitor.lock().await;
+                match monitor.ignore_shared(true).await {
+                    Ok(()) => monitor.send_state(theirs.as_fd()).await,
+                    Err(error) => Err(error),
+                }
+            };
             // QEMU has its own descriptor now; ours would keep the end from being seen.
             drop(theirs);
             told

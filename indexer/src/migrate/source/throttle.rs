@@ -1,17 +1,23 @@
 //! Slowing a guest down: it is stopped for a share of every period, and let run for the rest.
 //!
-//! Owns the beat. The guest runs when this ends, however it ends: the last thing that is done is `cont`, tried until QEMU takes it or is gone, and the
-//! guard's orders say so too.
+//! Owns the beat. A guest that was stopped here runs when this ends, however it ends: the last thing that is done is `cont`, tried until QEMU takes it, is gone or
+//! says that the guest is not paused (it has powered itself off, say); what takes too long is left to who puts the guest back, and the guard's orders say so too.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::Mutex, task::JoinHandle, time::sleep};
+use tokio::{
+    sync::Mutex,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::migrate::{monitor::Monitor, qmp::QmpError};
 
 /// Length of a period: short enough that nothing in the guest times out.
 const PERIOD: Duration = Duration::from_millis(100);
+/// Longest wait for the end of a beat: longer than QEMU may take for an answer.
+const END: Duration = Duration::from_secs(15);
 
 /// A throttle at work.
 pub(super) struct Throttle {
@@ -27,17 +33,25 @@ impl Throttle {
         let held = PERIOD * u32::from(percent) / 100;
         let beat = tokio::spawn(async move {
             while !token.is_cancelled() {
-                let stopped = monitor.lock().await.stop().await;
-                if let Err(QmpError::Lost(_)) = stopped {
-                    return;
-                }
-                sleep(held).await;
-                // Also if it did not say that it has stopped: it may do so yet.
-                while let Err(error) = monitor.lock().await.cont().await {
-                    if let QmpError::Lost(_) = error {
-                        return;
+                let stopped = {
+                    let mut monitor = monitor.lock().await;
+                    match monitor.status().await {
+                        Ok(state) if state == "running" => Some(monitor.stop().await),
+                        // Somebody else has paused it. He lets it run, too.
+                        Ok(_) => None,
+                        Err(error) => Some(Err(error)),
                     }
-                    sleep(PERIOD).await;
+                };
+                match stopped {
+                    Some(Err(QmpError::Lost(_))) => return,
+                    // Also if it did not say that it has stopped: it may do so yet.
+                    Some(_) => {
+                        sleep(held).await;
+                        if !let_run(&monitor).await {
+                            return;
+                        }
+                    }
+                    None => sleep(held).await,
                 }
                 tokio::select! {
                     () = sleep(PERIOD - held) => {}
@@ -48,12 +62,35 @@ impl Throttle {
         Self { stop, beat: Some(beat) }
     }
 
-    /// Takes it back. The guest runs when this returns.
-    pub(super) async fn end(mut self) {
+    /// Takes it back. The guest runs when this returns, unless QEMU says that it is not to run. False if QEMU does not answer.
+    pub(super) async fn end(mut self) -> bool {
         self.stop.cancel();
-        if let Some(beat) = self.beat.take() {
-            let _ = beat.await;
+        let Some(mut beat) = self.beat.take() else { return true };
+        let ended = timeout(END, &mut beat).await.is_ok();
+        if !ended {
+            beat.abort();
         }
+        ended
+    }
+}
+
+/// False if there is nothing to be let run any more.
+async fn let_run(monitor: &Mutex<Monitor>) -> bool {
+    loop {
+        {
+            let mut monitor = monitor.lock().await;
+            match monitor.cont().await {
+                Ok(()) => return true,
+                Err(QmpError::Lost(_)) => return false,
+                Err(QmpError::Refused { .. })
+                    if monitor.status().await.is_ok_and(|state| state != "paused") =>
+                {
+                    return false;
+                }
+                Err(_) => {}
+            }
+        }
+        sleep(PERIOD).await;
     }
 }
 
