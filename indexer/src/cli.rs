@@ -118,12 +118,15 @@ Examples:
   ssh -L 8080:/run/memdex/memdexd.sock root@host
       Look at a host's dashboard and /docs: open http://localhost:8080/
 
-Keys of the configuration: listen, include, exclude (lists), hash_threads, tick_ms, audit_percent, settle_seconds,
-guest_budget, witness (list), log, peer_picture_mib, [peer] NAME = \"URL\",
-[tls] certificate, key, ca, [migration] at_once, max_bandwidth, keep_mib.
+Keys of the configuration: listen, include, exclude (lists), hash_threads,
+tick_ms, audit_percent, settle_seconds, guest_budget, witness (list), log,
+peer_picture_mib, [peer] NAME = \"URL\", [tls] certificate, key, ca,
+[migration] at_once, max_bandwidth, keep_mib.
 
-Needs root, or the abilities SYS_PTRACE, SYS_ADMIN, BPF and PERFMON; what is missing is said at the start, and VMs
-then show `advisory` tracking. SIGTERM and SIGINT stop it within five seconds; the next one goes on where it stopped.";
+Needs root, or the capabilities SYS_PTRACE, SYS_ADMIN, BPF, PERFMON and
+DAC_READ_SEARCH; what is missing is said at the start, and VMs then show
+`advisory` tracking. SIGTERM and SIGINT stop it within five seconds; the next
+one goes on where it stopped.";
 
 impl Cli {
     pub(crate) fn overrides(self) -> Overrides {

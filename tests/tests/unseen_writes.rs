@@ -7,6 +7,8 @@ use memdex_tests::{Daemon, Scratch, Tiny, contract::Vm, oracle, tiny, wait};
 const APPEAR: Duration = Duration::from_secs(5);
 /// For so long the map is looked at: well before an audit, which comes every ten seconds.
 const BEFORE_AN_AUDIT: Duration = Duration::from_secs(2);
+/// So long after it was read a page is looked at only if a hook says so.
+const NO_LONGER_NEW: Duration = Duration::from_secs(4);
 
 /// A guest whose memory is all known, so that every page of it is armed.
 fn known(scratch: &Scratch, ram: tiny::Ram) -> (Tiny, Daemon, Vm) {
@@ -17,8 +19,9 @@ fn known(scratch: &Scratch, ram: tiny::Ram) -> (Tiny, Daemon, Vm) {
     let daemon = Daemon::start(scratch);
     let (vm, _) = daemon.wait_for_vm(guest.pid(), APPEAR);
     daemon.sync(&vm.id);
-    // The audit that the sync made is the last one for a while.
     oracle::compare(&daemon, &vm).expect_exact("before");
+    // What was read lately is looked at all the time, whatever the hooks say.
+    wait::pause(NO_LONGER_NEW);
     (guest, daemon, vm)
 }
 

@@ -10,7 +10,7 @@ use crate::workspace::{Failure, Outcome, cargo, root, run, target};
 
 /// Watch what memdex does: two hosts on this machine, each with real guests that keep writing.
 ///
-/// Sets the machine up, builds everything, and plays for about two minutes: VMs are indexed, written pages become stale
+/// Sets the machine up, builds everything, and plays for about a minute: VMs are indexed, written pages become stale
 /// and current again, each host says what the other lacks, and all of it is checked against the RAM of the guests. At
 /// the end one of the VMs moves live to the other host and back (`memdex migrate`), and says itself that its memory is
 /// right. The exit code is 0 only if every check passed. Ctrl-C ends it at any moment and leaves nothing behind.

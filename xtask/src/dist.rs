@@ -15,13 +15,23 @@ Packing the same programs again gives the same bytes.")]
 pub(crate) struct Arguments {}
 
 /// Files of the repository that are packed beside the programs, under the same paths, so that the links in them work.
-const PAPERS: [&str; 8] = [
+const PAPERS: [&str; 18] = [
     "README.md",
+    "LICENSE",
     "ARCHITECTURE.md",
+    "COMPARE.md",
     "CONTRIBUTING.md",
     "SPECIFICATION.md",
     "openapi.json",
+    "docs/curves.md",
+    "docs/curves.svg",
     "docs/demo.txt",
+    "docs/guest-cost.md",
+    "docs/hot-pages.md",
+    "docs/large-host.md",
+    "docs/migration.md",
+    "docs/migration.svg",
+    "migrate-client/examples/migrate.rs",
     "dist/memdexd.service",
     "dist/memdexd.toml",
 ];
@@ -35,14 +45,13 @@ pub(crate) fn main(_: &Arguments) -> Outcome {
     let out = target().join("dist");
     let folder = out.join(&name);
     let _ = fs::remove_dir_all(&folder);
-    create(&folder.join("docs"))?;
-    create(&folder.join("dist"))?;
     for program in ["memdexd", "memdex"] {
         let packed = folder.join(program);
         copy(&target().join("release").join(program), &packed)?;
         run(Command::new("strip").arg(&packed))?;
     }
     for paper in PAPERS {
+        create(folder.join(paper).parent().unwrap_or(&folder))?;
         copy(&root().join(paper), &folder.join(paper))?;
     }
     let archive = format!("{name}.tar.gz");

@@ -13,8 +13,9 @@ use crate::workspace::{Outcome, cargo, find_program, run, target};
 #[command(after_help = "\
 Examples:
   cargo xtask test                          everything
-  cargo xtask test -- -p memdex-tests       the black-box tests only
-  cargo xtask test -- hot_pages             tests with `hot_pages` in their name")]
+  cargo xtask test -- -p memdex-tests                           the black-box tests only
+  cargo xtask test -- -p memdex-tests -E 'binary(footprint)'    those of one file
+  cargo xtask test -- hot_pages                                 tests with `hot_pages` in their name")]
 pub(crate) struct Arguments {
     /// Handed to the test runner; documentation tests are left out then.
     #[arg(last = true, value_name = "ARGUMENTS")]

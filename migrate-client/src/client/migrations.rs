@@ -50,7 +50,7 @@ impl Client {
         self.0.json_within(get, limits::MAX_MIGRATION_BYTES, deadline).await
     }
 
-    /// The migrations of the host, both ways, those that have ended a while ago included.
+    /// The migrations of the host, both ways, those that have ended lately included.
     ///
     /// # Errors
     /// If the host cannot be reached or gives no usable answer.

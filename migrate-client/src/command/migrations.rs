@@ -1,4 +1,4 @@
-//! `memdex migrations`: what moves to and from a host, and what has moved a while ago; or one of them with its log.
+//! `memdex migrations`: what moves to and from a host, and what has moved lately; or one of them with its log.
 
 use std::time::Duration;
 
@@ -44,9 +44,7 @@ pub(super) async fn run(mut context: Context, arguments: Arguments) -> Result<()
                 Format::Json => context.output.document(&all)?,
                 Format::Jsonl => all.iter().try_for_each(|one| context.output.document(one))?,
                 Format::Table if all.is_empty() => {
-                    say(
-                        "nothing moves, and nothing has moved a while ago: `memdex migrate --help` shows how",
-                    );
+                    say("nothing moves, and nothing has moved lately: `memdex migrate --help` shows how");
                 }
                 Format::Table => context.output.text(&list(&all))?,
             }

@@ -76,7 +76,7 @@ Examples:
   memdex migrate vm1 --to host-2 --max-bandwidth 125M --downtime 100ms --on-no-converge throttle
       At most 1 Gbit/s, the guest stands still for at most 100 ms and is slowed down if it writes too fast.
   memdex migrations
-      What moves now, and what has moved a while ago; `memdex abort ID` calls one off.
+      What moves now, and what has moved lately; `memdex abort ID` calls one off.
   memdex --host tls://host-2.example:7373 --ca ca.pem vms -o json
       Ask another host, as one JSON document. The token comes from the file in $MEMDEX_TOKEN_FILE.
   memdex pages vm1 -o jsonl | jq -r 'select(.state == \"current\") | .fingerprint' | sort -u | wc -l
@@ -95,10 +95,19 @@ Environment:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The VMs of the host.
+    /// The VMs of the host, and how well each is known.
     #[command(after_help = "Examples:
   memdex vms
-  memdex vms -o json | jq '.[] | {name, stale: .pages.stale, advisory_reasons}'")]
+  memdex vms -o json | jq '.[] | {name, stale: .pages.stale, advisory_reasons}'
+
+Columns:
+  TRACKING  exact: every write is seen; advisory: some may not be, for the
+            reason that is named, and all is read again now and then
+  CURRENT   pages whose content is known, and not written since
+  ZERO      pages that hold zeros, and ABSENT ones that hold nothing
+  STALE     pages written since they were read, or not read yet
+
+-o json has more: each region, witnesses, what the guest pays.")]
     Vms,
     /// The page map: what each page of a VM holds.
     Pages(pages::Arguments),

@@ -100,7 +100,7 @@ pub(in crate::command) fn picture(migration: &Migration) -> String {
     let mut pages = table(&["", ">PAGES", ">SIZE", ">SHARE", ""]);
     for (what, count_of, size, meaning) in [
         ("new", sent, moved.sent, "sent"),
-        ("already there", matched, moved.matched, "taken from what the other host held"),
+        ("already there", matched, moved.matched, "the other host held it, or had just got it"),
         ("zero", zero, moved.zero, "nothing sent"),
         (
             "processed",
