@@ -39,6 +39,8 @@ pub struct Offsets {
 pub struct AsyncPage {
     /// Guest frame number, 8 bytes.
     pub gfn: u32,
+    /// Pads to a multiple of 8.
+    pub unused: u32,
 }
 
 /// A tracepoint that reports a fault.
@@ -83,9 +85,9 @@ pub struct Arguments {
     pub process_madvise_behavior: u32,
     /// ftruncate: fd.
     pub ftruncate_fd: u32,
-    /// mlock, mlock2: start.
+    /// mlock: start.
     pub mlock_start: u32,
-    /// mlock, mlock2: length.
+    /// mlock: length.
     pub mlock_len: u32,
 }
 
@@ -217,6 +219,8 @@ pub struct Remaps {
     pub mremap_old_len: u32,
     /// mremap: flags.
     pub mremap_flags: u32,
+    /// No offset: 1 if such calls are counted like those that discard memory, so that their ends are seen too.
+    pub counted: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 4 * (3 * 2 + 2 + 11 + 4 + 10 + 24 + 4 + 8 + 1)); // all are u32: no padding
+const _: () = assert!(size_of::<Offsets>() == 4 * (3 * 2 + 2 + 11 + 4 + 10 + 24 + 4 + 9 + 2)); // all are u32: no padding

@@ -1,5 +1,6 @@
 //! System calls that change memory without a write: they punch holes, zero, or drop pages, and no page table shows it. And those that make pages
-//! writable without a fault that is an exception (`mlock`, `MADV_POPULATE_WRITE`): a page may be written from then on, and no hook tells.
+//! writable without a fault that is an exception (`mlock`, `MADV_POPULATE_WRITE`): a page may be written from then on, and no hook tells. (`mlockall` and `mlock2` do so too; VMMs
+//! call them when they start, if at all.)
 //!
 //! At the call's entry it is counted as in flight and then its pages are marked; at its exit it is counted as done. Between the two the
 //! daemon must not take a page for known. What a call cannot be pinned to becomes "any page may have been discarded".
@@ -156,11 +157,11 @@ pub fn enter_process_madvise(ctx: TracePointContext) -> Option<()> {
     None
 }
 
-/// `mlock(start, len)`, `mlock2(start, len, flags)`: private memory is made writable at once.
+/// `mlock(start, len)`: private memory is made writable at once.
 #[tracepoint]
 pub fn enter_mlock(ctx: TracePointContext) -> Option<()> {
     let vm = Vm::current()?;
-    // SAFETY: reads through a helper that checks; the offsets are those of this kernel's tracepoints.
+    // SAFETY: reads through a helper that checks; the offsets are those of this kernel's tracepoint.
     let arguments = unsafe {
         (ctx.read_at::<u64>(offset!(arguments.mlock_start)), ctx.read_at::<u64>(offset!(arguments.mlock_len)))
     };
@@ -177,13 +178,6 @@ pub fn enter_mlock(ctx: TracePointContext) -> Option<()> {
         _ => Effect::Anything,
     };
     begin(&vm, effect);
-    None
-}
-
-/// `mlockall(flags)`: all private memory is.
-#[tracepoint]
-pub fn enter_mlockall(_: TracePointContext) -> Option<()> {
-    begin(&Vm::current()?, Effect::Anything);
     None
 }
 

@@ -1,4 +1,4 @@
-//! Marking a run of keys as discarded, however many pages it has.
+//! Runs of keys: marking all of their pages as discarded, however many there are, and asking whether there are any.
 
 use core::ffi::c_void;
 
@@ -87,6 +87,57 @@ extern "C" fn step(_: u64, walk: *mut Walk) -> u64 {
     if start < end {
         walk.page = extent.first_page + (start - extent.start) as u32;
         walk.pages_end = extent.first_page + (end - extent.start) as u32;
+    }
+    0
+}
+
+/// A search through a table for an extent that has one of the keys.
+struct Search {
+    marks: &'static Marks,
+    header: &'static Header,
+    table: Table,
+    index: u32,
+    found: u32,
+    start: u64,
+    end: u64,
+}
+
+/// Whether any page's key in `table` lies in `start..end`.
+#[inline(always)]
+pub fn overlaps(vm: &Vm, table: Table, start: u64, end: u64) -> bool {
+    if start >= end {
+        return false;
+    }
+    let mut search = Search {
+        marks: vm.marks,
+        header: vm.header,
+        table,
+        index: opaque::zero() as u32,
+        found: opaque::zero() as u32,
+        start,
+        end,
+    };
+    // SAFETY: the kernel calls `look` with a pointer to `search`, which outlives the call.
+    unsafe { bpf_loop(MAX_EXTENTS, look as *mut c_void, (&raw mut search).cast(), 0) };
+    search.found != 0
+}
+
+/// One extent; 1 ends the loop.
+extern "C" fn look(_: u64, search: *mut Search) -> u64 {
+    // SAFETY: `overlaps` passed a pointer to a `Search` that nobody else uses meanwhile.
+    let search = unsafe { &mut *search };
+    if search.index >= search.table.count {
+        return 1;
+    }
+    let vm = Vm { marks: search.marks, header: search.header };
+    let Some(extent) = vm.extent(search.table, search.index) else { return 1 };
+    if extent.start >= search.end {
+        return 1;
+    }
+    search.index += 1;
+    if extent.start + u64::from(extent.pages) > search.start {
+        search.found = 1;
+        return 1;
     }
     0
 }

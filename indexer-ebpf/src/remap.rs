@@ -1,15 +1,18 @@
 //! System calls that put other memory in the place of what was there.
 //!
-//! To the pages it is a discard: stale at the call's entry, not to be read before its exit. The page table shows that a mapping is not watched any more, but only to who looks
-//! at it; and where soft-dirty bits are the witness, a mapping that is made between reading the bits and clearing them looks as if it had always been there.
+//! Afterwards it is other memory, which nobody watches; but only who looks at its page table hears of that. So the whole table has to be scanned: any page may have been written.
+//!
+//! Where soft-dirty bits are the witness that is not enough, since a mapping that is made between reading the bits and clearing them looks as if it had always been there. There such
+//! a call is a discard: its pages are stale at its entry, and not to be read before its exit.
 
 use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
 use indexer_common::marks::PAGE_SHIFT;
 
 use crate::{
     count,
-    discard::{Effect, IN_PAGE, begin},
+    discard::{self, Effect, IN_PAGE},
     offsets::offset,
+    range,
     vm::Vm,
 };
 
@@ -20,6 +23,21 @@ const MAP_FIXED: u64 = 0x10;
 fn addresses(start: u64, len: u64) -> Effect {
     let end = start.wrapping_add(len).wrapping_add(IN_PAGE);
     if end < start { Effect::Anything } else { Effect::Addresses(start >> PAGE_SHIFT, end >> PAGE_SHIFT) }
+}
+
+#[inline(always)]
+fn begin(vm: &Vm, effect: Effect) {
+    if offset!(remaps.counted) != 0 {
+        return discard::begin(vm, effect);
+    }
+    let ours = match effect {
+        Effect::Nothing => false,
+        Effect::Addresses(start, end) => range::overlaps(vm, vm.header.hva, start, end),
+        Effect::Files(..) | Effect::Anything => true,
+    };
+    if ours {
+        vm.overflow();
+    }
 }
 
 /// `mmap(addr, len, prot, flags, fd, off)`: without `MAP_FIXED` the kernel chooses a place where nothing is.

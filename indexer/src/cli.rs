@@ -40,7 +40,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N")]
     hash_threads: Option<usize>,
 
-    /// Milliseconds between two looks at what was written
+    /// Milliseconds between two looks at what was written; 50 if not given
     #[arg(long, value_name = "MS")]
     tick_ms: Option<u64>,
 

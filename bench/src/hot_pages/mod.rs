@@ -152,7 +152,7 @@ fn table(seen: &[(Pattern, Vec<Outcome>)]) -> String {
 `cargo xtask bench --only {NAME} --docs docs` writes this page anew, in some seconds; it gives the same each time.
 
 A page that is read is armed, and its next write costs the guest a fault. A page that is not read stays *stale*: writes to it cost nothing, and nobody knows what it holds. So pages that are
-written all the time should be left alone, and all others read soon. The daemon reads a page at the next tick (20 ms) after a write was seen; if it is written again within one to two seconds after that, the delay doubles
+written all the time should be left alone, and all others read soon. The daemon reads a page at the next tick (50 ms) after a write was seen; if it is written again within one to two seconds after that, the delay doubles
 each time, up to 64 ticks. Simulated here, with the daemon's own queue: a guest of 1 GiB and {RATE} writes a second for {SECONDS} s.
 *Faults* are a second's, and as many pages are read and hashed; *stale* pages are what a migration would have to read while the guest stands still; *late* is how long after its last write
 a page that has become quiet (no write for 2 s) is known, the median and the 99th of a hundred.

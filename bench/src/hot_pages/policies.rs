@@ -27,9 +27,9 @@ pub(super) type Named = (&'static str, fn() -> Box<dyn Policy>);
 pub(super) const ALL: [Named; 8] = [
     ("**doubling delay** (memdex)", || Box::new(Ours(Queue::new()))),
     ("at once", || Box::new(Fixed::new(1))),
-    ("after 0.1 s", || Box::new(Fixed::new(5))),
-    ("after 0.5 s", || Box::new(Fixed::new(25))),
-    ("after 1.3 s, the longest delay", || Box::new(Fixed::new(LONGEST))),
+    ("after 0.1 s", || Box::new(Fixed::new(2))),
+    ("after 0.5 s", || Box::new(Fixed::new(10))),
+    ("after 3.2 s, the longest delay", || Box::new(Fixed::new(LONGEST))),
     ("fourfold delay", || Box::new(Growing::by(2))),
     ("eightfold delay", || Box::new(Growing::by(3))),
     ("doubling, halved by each quiet second", || Box::new(Cooling::default())),

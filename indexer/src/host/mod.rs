@@ -248,6 +248,8 @@ impl Host {
         if let Some(sweeper) = sweeper {
             sweeper.thread().unpark();
             let _ = sweeper.join();
+            // Nobody looks at marks any more.
+            self.shared.hooks.let_go();
         }
     }
 

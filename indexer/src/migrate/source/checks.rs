@@ -97,11 +97,29 @@ async fn memory(vm: &Vm, version: Version, monitor: &mut Monitor) -> Result<Vec<
     backends.ids(&descriptor.regions)
 }
 
+/// Whether this state of QEMU's own migration is that of one that has not ended.
+pub(super) fn under_way(migration: &str) -> bool {
+    let states = [
+        "setup",
+        "active",
+        "device",
+        "cancelling",
+        "pre-switchover",
+        "wait-unplug",
+        "colo",
+        "postcopy-active",
+        "postcopy-paused",
+        "postcopy-recover",
+        "postcopy-device",
+    ];
+    states.contains(&migration)
+}
+
 async fn state(monitor: &mut Monitor, moved_away: bool) -> Result<bool, String> {
     let words = |error: crate::migrate::qmp::QmpError| error.to_string();
     let state = monitor.status().await.map_err(words)?;
     let (migration, _) = monitor.migration().await.map_err(words)?;
-    if matches!(migration.as_str(), "setup" | "active" | "device" | "cancelling" | "pre-switchover") {
+    if under_way(&migration) {
         return Err(format!(
             "QEMU has a migration of its own under way ({migration}): wait for its end, or cancel it"
         ));

@@ -26,7 +26,7 @@ use memdex_wire::{
 use tokio::{io::AsyncReadExt, net::UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Held, Outgoing, Stop, rounds::last};
+use super::{Held, Outgoing, Stop, checks::under_way, rounds::last};
 use crate::{
     host::Vm,
     migrate::device::{MAX_READ, Packer},
@@ -45,15 +45,25 @@ impl Outgoing {
         let record = Arc::clone(&self.copier.record);
         record.enter(Phase::Stopping);
         // Somebody may have paused or resumed it since. What counts is now: it is let run there if it runs here.
-        self.running = match self.monitor.lock().await.status().await?.as_str() {
-            "running" => true,
-            "paused" => false,
-            other => {
+        {
+            let mut monitor = self.monitor.lock().await;
+            self.running = match monitor.status().await?.as_str() {
+                "running" => true,
+                "paused" => false,
+                other => {
+                    return Err(Stop::failed(format!(
+                        "the VM is {other} now: only one that runs or is paused can be moved"
+                    )));
+                }
+            };
+            // What is called off if this fails has to be ours.
+            let (migration, _) = monitor.migration().await?;
+            if under_way(&migration) {
                 return Err(Stop::failed(format!(
-                    "the VM is {other} now: only one that runs or is paused can be moved"
+                    "QEMU has a migration of its own under way now ({migration})"
                 )));
             }
-        };
+        }
         self.orders(Held::Stopped, false)?;
         record.blackout_begins();
         let began = Instant::now();

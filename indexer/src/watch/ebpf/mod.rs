@@ -9,6 +9,7 @@ use std::{
 
 use aya::{Ebpf, maps::MapError, sys::Stats};
 
+mod attached;
 mod btf;
 mod gate;
 mod layout;
@@ -22,8 +23,8 @@ mod registry;
 mod shared;
 mod tracefs;
 
+use self::{attached::Attached, layout::Plan, object::Hook, registry::Registry};
 pub(crate) use self::{gate::Quiet, left_out::LeftOut};
-use self::{layout::Plan, object::Hook, registry::Registry};
 pub use self::{
     layout::{MarkLayout, MarkRegion, RamFile},
     marks::{Marks, Taken},
@@ -107,7 +108,8 @@ pub struct Hooks {
 
 struct Loaded {
     registry: Arc<Registry>,
-    /// Holds the programs and their attachments.
+    attached: Attached,
+    /// Holds the programs.
     object: Mutex<Ebpf>,
     left_out: left_out::Counts,
     /// Makes the kernel measure the programs for as long as it is open.
@@ -133,7 +135,8 @@ impl Hooks {
             let statuses = Hook::ALL.map(|hook| HookStatus::missing(hook, LEFT_OUT)).into();
             return Self { statuses, loaded: None };
         }
-        let (object, statuses) = object::load(options.debug);
+        let attached = Attached::default();
+        let (object, statuses) = object::load(options.debug, &attached);
         let Some(mut object) = object else { return Self { statuses, loaded: None } };
         let log = options.debug.then(|| log::forward(&mut object)).and_then(|forwarding| {
             forwarding
@@ -152,9 +155,16 @@ impl Hooks {
             .inspect_err(|error| tracing::info!(%error, "the cost of the eBPF programs cannot be measured"))
             .ok();
         let left_out = left_out::Counts::of(&object);
-        let loaded =
-            Loaded { registry, object: Mutex::new(object), left_out, _statistics: statistics, _log: log };
+        let object = Mutex::new(object);
+        let loaded = Loaded { registry, attached, object, left_out, _statistics: statistics, _log: log };
         Self { statuses, loaded: Some(loaded) }
+    }
+
+    /// Detaches the programs, in less time than it would take this process to end with them. Nothing is seen from here on.
+    pub(crate) fn let_go(&self) {
+        if let Some(loaded) = &self.loaded {
+            loaded.attached.let_go();
+        }
     }
 
     /// State of every hook.

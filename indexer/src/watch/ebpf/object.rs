@@ -8,9 +8,9 @@ use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     programs::{Iter, KProbe, ProgramError, TracePoint},
 };
-use indexer_common::offsets::{Kvm, Mmap, Offsets};
+use indexer_common::offsets::{Kvm, Mmap, Offsets, Remaps};
 
-use super::{HookStatus, btf::Types, shared::Plain, tracefs::Tracefs};
+use super::{HookStatus, attached::Attached, btf::Types, shared::Plain, tracefs::Tracefs};
 use crate::watch::softdirty;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMDEX_EBPF_OBJECT_FILE"));
@@ -19,8 +19,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMDEX_EBPF_OBJECT_FILE
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// System calls whose entry and exit are hooked.
-const DISCARDS: [&str; 7] =
-    ["fallocate", "madvise", "ftruncate", "process_madvise", "mlock", "mlock2", "mlockall"];
+const DISCARDS: [&str; 5] = ["fallocate", "madvise", "ftruncate", "process_madvise", "mlock"];
 
 /// Log levels of aya-log: none below `error`, and all.
 const SILENT: u8 = 0;
@@ -91,15 +90,15 @@ impl Hook {
 }
 
 /// Loads the object and attaches what can be attached. Never fails: what is missing is in the statuses.
-pub(super) fn load(debug: bool) -> (Option<Ebpf>, Vec<HookStatus>) {
+pub(super) fn load(debug: bool, attached: &Attached) -> (Option<Ebpf>, Vec<HookStatus>) {
     let mut statuses = Vec::new();
-    let object = load_with(debug, &mut statuses).map_err(|reason| {
+    let object = load_with(debug, attached, &mut statuses).map_err(|reason| {
         statuses = Hook::wanted().map(|hook| HookStatus::missing(hook, &reason)).collect();
     });
     (object.ok(), statuses)
 }
 
-fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String> {
+fn load_with(debug: bool, attached: &Attached, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String> {
     if std::fs::read_link("/proc/self/ns/pid")
         .is_ok_and(|namespace| namespace.as_os_str() != FIRST_PID_NAMESPACE)
     {
@@ -132,17 +131,18 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
         files: files.clone().unwrap_or_default(),
         kvm: Kvm { two_dimensional: u32::from(two_dimensional_paging()), ..kvm.clone().unwrap_or_default() },
         mapping: mapping.clone().unwrap_or_default(),
-        remaps: remaps.clone().unwrap_or_default(),
+        remaps: Remaps { counted: u32::from(softdirty::wanted()), ..remaps.clone().unwrap_or_default() },
         async_page: async_page.clone().ok().flatten().unwrap_or_default(),
     };
     let offsets = Plain(offsets);
     let level = if debug { DEBUG } else { SILENT };
-    let mut object = EbpfLoader::new()
+    let object = EbpfLoader::new()
         .btf(None) // only for relocations, which these programs do without
         .override_global("OFFSETS", &offsets, true)
         .override_global("AYA_LOG_LEVEL", &level, true)
         .load(OBJECT)
         .map_err(|error| refused(&error))?;
+    let mut object = Loading { object, attached };
 
     let ready = |first: Result<(), String>, second: Result<(), String>| first.and(second);
     let known = |found: &Result<Kvm, String>| found.clone().map(drop);
@@ -203,7 +203,13 @@ fn load_with(debug: bool, statuses: &mut Vec<HookStatus>) -> Result<Ebpf, String
             Err(reason) => HookStatus::missing(hook, &reason),
         })
         .collect();
-    Ok(object)
+    Ok(object.object)
+}
+
+/// The object while its programs are being attached.
+struct Loading<'a> {
+    object: Ebpf,
+    attached: &'a Attached,
 }
 
 /// Whether KVM lets the processor translate guest addresses (EPT, NPT). Without, its page faults name guest *virtual* addresses.
@@ -221,28 +227,30 @@ fn from<S, T, E: Display>(source: &Result<S, E>, find: impl FnOnce(&S) -> Result
     }
 }
 
-fn discards(object: &mut Ebpf) -> Result<(), String> {
+fn discards(object: &mut Loading<'_>) -> Result<(), String> {
     // Exits first, so that no call can be counted in and not out.
     let exits = DISCARDS.map(|call| ("syscalls", format!("sys_exit_{call}")));
     tracepoint(object, "exit_discard", &exits)?;
-    let enter = |call: &str| ("syscalls", format!("sys_enter_{call}"));
-    for call in ["fallocate", "madvise", "ftruncate", "process_madvise", "mlockall"] {
-        tracepoint(object, &format!("enter_{call}"), &[enter(call)])?;
+    for call in DISCARDS {
+        tracepoint(object, &format!("enter_{call}"), &[("syscalls", format!("sys_enter_{call}"))])?;
     }
-    tracepoint(object, "enter_mlock", &[enter("mlock"), enter("mlock2")])
+    Ok(())
 }
 
-fn remap(object: &mut Ebpf) -> Result<(), String> {
+fn remap(object: &mut Loading<'_>) -> Result<(), String> {
     let calls = ["mmap", "munmap", "mremap"];
-    let exits = calls.map(|call| ("syscalls", format!("sys_exit_{call}")));
-    tracepoint(object, "exit_remap", &exits)?;
+    if softdirty::wanted() {
+        // Exits first, as above.
+        let exits = calls.map(|call| ("syscalls", format!("sys_exit_{call}")));
+        tracepoint(object, "exit_remap", &exits)?;
+    }
     for call in calls {
         tracepoint(object, &format!("enter_{call}"), &[("syscalls", format!("sys_enter_{call}"))])?;
     }
     Ok(())
 }
 
-fn gate(object: &mut Ebpf) -> Result<(), String> {
+fn gate(object: &mut Loading<'_>) -> Result<(), String> {
     // The end first, so that none can be counted in and not out.
     tracepoint(object, "migration_ends", &[("migrate", "mm_migrate_pages".into())])?;
     tracepoint(object, "migration_starts", &[("migrate", "mm_migrate_pages_start".into())])?;
@@ -250,31 +258,39 @@ fn gate(object: &mut Ebpf) -> Result<(), String> {
 }
 
 /// Loads a program and attaches it to the beginning of a function of the kernel.
-fn kprobe(object: &mut Ebpf, name: &str, function: &str) -> Result<(), String> {
+fn kprobe(object: &mut Loading<'_>, name: &str, function: &str) -> Result<(), String> {
+    let Loading { object, attached } = object;
     let found = object.program_mut(name).ok_or_else(|| format!("the eBPF object has no program `{name}`"))?;
     let result = <&mut KProbe>::try_from(found).and_then(|program| {
         program.load()?;
-        program.attach(function, 0).map(drop)
+        let link = program.attach(function, 0)?;
+        attached.keep(program.take_link(link)?);
+        Ok(())
     });
     result.map_err(|error| rejected(name, &error))
 }
 
 /// Loads a program and attaches it to tracepoints by name, which works for those of modules too.
-fn tracepoint(object: &mut Ebpf, name: &str, events: &[(&str, String)]) -> Result<(), String> {
+fn tracepoint(object: &mut Loading<'_>, name: &str, events: &[(&str, String)]) -> Result<(), String> {
+    let Loading { object, attached } = object;
     let found = object.program_mut(name).ok_or_else(|| format!("the eBPF object has no program `{name}`"))?;
     let result = <&mut TracePoint>::try_from(found).and_then(|program| {
         program.load()?;
         let instructions = program.info().ok().and_then(|info| info.verified_instruction_count());
         tracing::debug!(target: "memdexd::ebpf", program = name, instructions, "the kernel has verified an eBPF program");
-        events.iter().try_for_each(|(category, event)| program.attach(category, event).map(drop))
+        events.iter().try_for_each(|(category, event)| {
+            let link = program.attach(category, event)?;
+            attached.keep(program.take_link(link)?);
+            Ok(())
+        })
     });
     result.map_err(|error| rejected(name, &error))
 }
 
-fn iterator(object: &mut Ebpf) -> Result<(), String> {
+fn iterator(object: &mut Loading<'_>) -> Result<(), String> {
     let btf = Btf::from_sys_fs()
         .map_err(|error| format!("the kernel's type description cannot be read: {error}"))?;
-    let found = object.program_mut("memslots").ok_or("the eBPF object has no program `memslots`")?;
+    let found = object.object.program_mut("memslots").ok_or("the eBPF object has no program `memslots`")?;
     let result = <&mut Iter>::try_from(found).and_then(|program| program.load("task_file", &btf));
     result.map_err(|error| rejected("memslots", &error))
 }

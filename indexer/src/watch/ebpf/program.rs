@@ -44,10 +44,11 @@ mod tests {
     use std::{fs, os::fd::AsFd as _};
 
     use super::*;
+    use crate::watch::ebpf::attached::Attached;
 
     #[test]
     fn it_says_what_fdinfo_says() {
-        let (object, _) = super::super::object::load(false);
+        let (object, _) = super::super::object::load(false, &Attached::default());
         let object = object.expect("the programs can be loaded");
         let mut seen = 0;
         for (name, program) in object.programs() {

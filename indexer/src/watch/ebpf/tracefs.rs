@@ -83,7 +83,7 @@ impl Tracefs {
     /// `kvm:kvm_try_async_get_page`; none if this kernel's KVM never does that.
     pub(super) fn async_page(&self) -> Result<Option<AsyncPage>, TracefsError> {
         match self.format("kvm", "kvm_try_async_get_page") {
-            Ok(format) => Ok(Some(AsyncPage { gfn: format.field("gfn", 8)? })),
+            Ok(format) => Ok(Some(AsyncPage { gfn: format.field("gfn", 8)?, unused: 0 })),
             Err(TracefsError::Missing(..)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -106,14 +106,7 @@ impl Tracefs {
         let madvise = self.format("syscalls", "sys_enter_madvise")?;
         let process_madvise = self.format("syscalls", "sys_enter_process_madvise")?;
         let ftruncate = self.format("syscalls", "sys_enter_ftruncate")?;
-        let (mlock, mlock2) =
-            (self.format("syscalls", "sys_enter_mlock")?, self.format("syscalls", "sys_enter_mlock2")?);
-        let arguments = |of: &Format| Ok::<_, TracefsError>((of.field("start", 8)?, of.field("len", 8)?));
-        let (mlock_start, mlock_len) = arguments(&mlock)?;
-        // One program is for both.
-        if arguments(&mlock2)? != (mlock_start, mlock_len) {
-            return Err(TracefsError::Field { event: mlock2.event, field: "start", size: 8 });
-        }
+        let mlock = self.format("syscalls", "sys_enter_mlock")?;
         Ok(Arguments {
             fallocate_fd: fallocate.field("fd", 8)?,
             fallocate_mode: fallocate.field("mode", 8)?,
@@ -124,8 +117,8 @@ impl Tracefs {
             madvise_behavior: madvise.field("behavior", 8)?,
             process_madvise_behavior: process_madvise.field("behavior", 8)?,
             ftruncate_fd: ftruncate.field("fd", 8)?,
-            mlock_start,
-            mlock_len,
+            mlock_start: mlock.field("start", 8)?,
+            mlock_len: mlock.field("len", 8)?,
         })
     }
 
@@ -143,6 +136,7 @@ impl Tracefs {
             mremap_addr: mremap.field("addr", 8)?,
             mremap_old_len: mremap.field("old_len", 8)?,
             mremap_flags: mremap.field("flags", 8)?,
+            counted: 0,
         })
     }
 

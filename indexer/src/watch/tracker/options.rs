@@ -26,7 +26,7 @@ pub struct TrackerOptions {
 impl Default for TrackerOptions {
     fn default() -> Self {
         Self {
-            tick: Duration::from_millis(20),
+            tick: Duration::from_millis(50),
             audit: Duration::from_secs(10),
             scan: Duration::from_millis(200),
             rehash: Duration::from_secs(30),
