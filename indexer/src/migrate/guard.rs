@@ -246,8 +246,6 @@ async fn tell(qmp: &mut Qmp, vm: &str, step: &Step) {
 
 async fn tell_until(qmp: &mut Qmp, vm: &str, step: &Step, wanted: &str) {
     let (begun, mut said) = (Instant::now(), false);
-    // One that does not answer acts on what it was told when it does again: once is enough.
-    let mut pending = false;
     loop {
         let state = qmp.execute("query-status", serde_json::json!({})).await;
         match state.as_ref().map(|state| state["status"].as_str().unwrap_or("unknown")) {
@@ -268,15 +266,17 @@ async fn tell_until(qmp: &mut Qmp, vm: &str, step: &Step, wanted: &str) {
                 tracing::error!(vm, wanted, %error, "guard: the VM has ended");
                 return;
             }
-            // It does not answer, or is in a state from which it can be let run.
-            _ => {}
+            // It does not answer. What it is told now it would do whenever it can, whatever state it is in by then.
+            Err(error) => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::error!(vm, wanted, %error, "guard: not yet, and it goes on trying for as long as the VM is there");
+                }
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            Ok(_) => {}
         }
-        let told = if state.is_err() && pending {
-            Err(QmpError::Silent(step.command.clone()))
-        } else {
-            qmp.execute(&step.command, step.arguments.clone()).await
-        };
-        pending = matches!(told, Err(QmpError::Silent(_)));
+        let told = qmp.execute(&step.command, step.arguments.clone()).await;
         if let Err(error) = &told
             && !said
         {

@@ -24,6 +24,8 @@ pub enum Decision {
     Loading,
     /// The guest is to run here, and nowhere else.
     Committed,
+    /// It could not be let run: the VMM is being ended, and only when it has is anybody told that the guest is not here.
+    Ending,
     /// It is over: the guest is here. Kept until the source has heard of it.
     Completed,
     /// It is over: the guest is not here and never will be. Kept until the source has heard of it.
@@ -73,6 +75,17 @@ impl Journal {
     /// # Errors
     /// If it cannot be written: then nothing may be done that depends on it.
     pub fn write(&self, entry: &Entry) -> io::Result<()> {
+        // The folder goes with the last entry, perhaps between making it and making another one.
+        let mut attempts = 0..8;
+        loop {
+            match self.try_write(entry) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts.next().is_some() => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn try_write(&self, entry: &Entry) -> io::Result<()> {
         match fs::DirBuilder::new().mode(0o700).create(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}

@@ -70,15 +70,15 @@ pub(crate) struct Incoming {
 const MAX_STREAMS: usize = 8;
 
 impl Incoming {
-    /// One whose end is known. What it left is still to be cleared away.
-    pub(crate) fn broken_off(record: Arc<Record>) -> Self {
+    /// One of a daemon that was killed. `clearing`: what it left in its VM is still to be cleared away.
+    pub(crate) fn broken_off(record: Arc<Record>, clearing: bool) -> Self {
         let incoming = Self {
             record,
             verdict: Verdict::default(),
             stop: CancellationToken::new(),
             session: Mutex::new(None),
             streams: AtomicUsize::new(0),
-            clearing: AtomicBool::new(true),
+            clearing: AtomicBool::new(clearing),
         };
         incoming.stop.cancel();
         incoming

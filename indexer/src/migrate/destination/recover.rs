@@ -8,6 +8,7 @@ use std::{
 };
 
 use memdex_wire::migration::{Direction, Outcome};
+use rustix::process::{Signal, pidfd_send_signal};
 
 use super::{
     Incoming,
@@ -27,6 +28,7 @@ use crate::{
     watch::process::Process,
 };
 
+const NOT_HERE: &str = "the memdexd of the destination was killed; the guest does not run here";
 /// The guard of the daemon before may still be busy with the monitor.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
@@ -43,7 +45,10 @@ pub(crate) fn recover(shared: &Arc<Shared>) {
             dest_vm: entry.name.clone(),
         };
         let record = Arc::new(Record::new(entry.id.clone(), Direction::Incoming, subject));
+        let clearing = matches!(entry.decision, Decision::Receiving | Decision::Loading | Decision::Ending);
         match entry.decision {
+            // Who asks is told once its VMM has ended.
+            Decision::Ending => {}
             // Whatever has become of the guest since: it is ours, and nobody else may let it run.
             Decision::Committed | Decision::Completed => {
                 record.end(
@@ -53,17 +58,18 @@ pub(crate) fn recover(shared: &Arc<Shared>) {
             }
             // It has not been let run, and never will be.
             Decision::Receiving | Decision::Loading | Decision::GivenUp => {
-                record.end(
-                    Outcome::Failed,
-                    "the memdexd of the destination was killed; the guest does not run here",
-                );
+                record.end(Outcome::Failed, NOT_HERE);
             }
         }
-        let incoming = Arc::new(Incoming::broken_off(record));
+        let incoming = Arc::new(Incoming::broken_off(record, clearing));
         // Nothing else begins with its VM before it is as if this had never been.
         shared.add_broken_off(&incoming, entry.process().to_string());
         let shared = Arc::clone(shared);
         shared.clone().tasks.spawn(async move {
+            if entry.decision == Decision::Ending {
+                end(&entry).await;
+                incoming.record.end(Outcome::Failed, NOT_HERE);
+            }
             finish(&shared, entry).await;
             incoming.cleared();
         });
@@ -74,7 +80,12 @@ pub(crate) fn recover(shared: &Arc<Shared>) {
 async fn finish(shared: &Shared, entry: Entry) {
     let done = match entry.decision {
         Decision::Committed => settle(&entry, |monitor| run(monitor, entry.run)).await,
-        Decision::Loading => settle(&entry, end_unless_it_runs).await,
+        // It cannot wait for another guest. If it runs nobody has let it who knew: its source does not believe that it is here.
+        Decision::Loading => {
+            settle(&entry, |mut monitor| async move { monitor.quit().await.map_err(|error| words(&error)) })
+                .await
+        }
+        Decision::Ending => Ok(()),
         Decision::Receiving => settle(&entry, |monitor| empty(shared, &entry, monitor)).await,
         Decision::Completed | Decision::GivenUp => return,
     };
@@ -99,12 +110,11 @@ async fn waits(monitor: &mut Monitor) -> Result<bool, String> {
     Ok(state == "inmigrate" && matches!(migration.as_str(), "" | "none"))
 }
 
-/// Ends a VMM that has begun to load device state: it can wait for no other guest.
-async fn end_unless_it_runs(mut monitor: Monitor) -> Result<(), String> {
-    match monitor.status().await {
-        // We would have written down before that it may.
-        Ok(state) if state == "running" => Ok(()),
-        _ => monitor.quit().await.map_err(|error| words(&error)),
+/// Ends a VMM for certain. It may take long if a device hangs, and nobody may think that it has before it has.
+async fn end(entry: &Entry) {
+    while let Ok(process) = Process::open(entry.process()) {
+        let _ = pidfd_send_signal(process.pidfd(), Signal::KILL);
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

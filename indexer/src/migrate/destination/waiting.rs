@@ -174,7 +174,7 @@ impl Waiting {
             return Ok(());
         }
         let begun = Instant::now();
-        let mut ran = false;
+        let (mut ran, mut unsure) = (false, false);
         let why = loop {
             let told = self.monitor.cont().await;
             ran |= told.is_ok();
@@ -184,19 +184,28 @@ impl Waiting {
                 _ if ran => return Ok(()),
                 _ if !self.alive() => break GONE.to_owned(),
                 _ if begun.elapsed() > RUNNING => {
-                    if let Err(QmpError::Silent(_)) = told {
-                        // It may act on what it was told at any time, and is to do nothing more.
-                        let _ = pidfd_send_signal(self.process.pidfd(), Signal::KILL);
-                    }
+                    // One that has not said no may act on what it was told at any time: it is not asked to end.
+                    unsure = !matches!(told, Err(QmpError::Refused { .. }));
                     let why = told.err().map_or_else(String::new, |error| format!(": {error}"));
                     break format!("the guest could not be let run here{why}");
                 }
                 _ => sleep(PAUSE).await,
             }
         };
-        // From here on it never will, also if this daemon is killed before its VMM has ended: the next one ends it then, and says so to the source.
+        // From here on it never will, also if this daemon is killed before its VMM has ended: the next one ends it first, and only then says so to the source. In this order:
+        // nothing ends a VMM that the journal calls committed.
+        self.order(Vec::new())?;
+        while let Err(error) = self.note(Decision::Ending, run) {
+            tracing::error!(vm = self.name, %error, "the guest could not be let run, and that cannot be written down: nothing else is done before it is");
+            sleep(RUNNING).await;
+            if !self.alive() {
+                break;
+            }
+        }
+        if unsure {
+            let _ = pidfd_send_signal(self.process.pidfd(), Signal::KILL);
+        }
         self.order(vec![Step::new("quit")])?;
-        self.note(Decision::Loading, run)?;
         Err(why)
     }
 

@@ -50,6 +50,9 @@ pub(super) struct Copier {
     namer: Namer,
     /// The destination has said that device state may come.
     pub(super) device_ready: bool,
+    /// It may say that it has loaded the device state, and it has.
+    pub(super) may_load: bool,
+    pub(super) device_loaded: bool,
     open: HashMap<u32, Open>,
     /// Contents that the destination has looked for so far, and those of them that it has asked for.
     looked_for: (usize, usize),
@@ -90,6 +93,8 @@ impl Copier {
             jobs: parts.jobs,
             abort: parts.abort,
             device_ready: false,
+            may_load: false,
+            device_loaded: false,
             namer: parts.namer,
             open: HashMap::new(),
             looked_for: (0, 0),

@@ -173,7 +173,13 @@ impl Outgoing {
                         ));
                         break;
                     }
-                    _ => {}
+                    // What it is told now it would do whenever it can, whatever state it is in by then.
+                    Err(error) => {
+                        told = Err(error);
+                        sleep(PAUSE).await;
+                        continue;
+                    }
+                    Ok(_) => {}
                 }
                 told = monitor.cont().await;
                 if told.is_err() {

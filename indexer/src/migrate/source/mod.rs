@@ -27,6 +27,7 @@ use futures::future::join_all;
 use memdex_wire::{
     migration::{MigrationCheck, MigrationRequest, OnNoConverge, Outcome, Phase},
     transfer::Namer,
+    vm::Tracking,
 };
 use migrate_client::{ChannelKind, Client, ClientError};
 use tokio::{
@@ -49,7 +50,7 @@ use crate::{host::Vm, map::LayoutRegion};
 use connect::{connect, hello, introduce, keep_alive};
 use copy::Copier;
 pub(crate) use plan::plan;
-use rounds::Rounds;
+use rounds::{REREAD, Rounds};
 use stream::Streams;
 
 /// Data connections of a migration.
@@ -243,6 +244,11 @@ fn refuse(checks: &[MigrationCheck]) -> Result<(), Stop> {
     if wrong.is_empty() { Ok(()) } else { Err(Stop::failed(wrong.join("; "))) }
 }
 
+/// How long reading all of a VM's memory may take while it stands still: nothing if its writes are tracked.
+fn reading(vm: &Vm) -> Duration {
+    if vm.info().tracking == Tracking::Exact { Duration::ZERO } else { REREAD * 2 * vm.snapshot().pages() }
+}
+
 impl Outgoing {
     /// Everything up to the hand-over: the guest can be put back at any point of it.
     async fn move_it(&mut self, client: &Client, streams: &Arc<Streams>) -> Result<(), Stop> {
@@ -286,7 +292,8 @@ impl Outgoing {
         if self.request.on_no_converge == OnNoConverge::Stop {
             return self.switch_over().await;
         }
-        let limit = BLACKOUT.max(downtime * 4);
+        // All memory of an advisory VM is read again meanwhile (twice), as was announced. A large one shall not stand still for nothing.
+        let limit = BLACKOUT.max(downtime * 4) + reading(&self.vm) * 2;
         timeout(limit, self.switch_over()).await.unwrap_or_else(|_| {
             Err(Stop::failed(format!(
                 "the guest has stood still for {} seconds and is not there yet",

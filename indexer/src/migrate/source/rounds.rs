@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// What reading an unsettled page again takes.
-const REREAD: Duration = Duration::from_nanos(1500);
+pub(super) const REREAD: Duration = Duration::from_nanos(1500);
 /// Shortest time between two moments at which the guest is stopped so that its direct I/O comes to an end.
 const DRAIN_EVERY: Duration = Duration::from_secs(1);
 /// So often it is tried although the downtime would do without.
@@ -343,6 +343,7 @@ impl Copier {
         loop {
             match self.hear().await? {
                 ToSource::DeviceReady if !self.device_ready => self.device_ready = true,
+                ToSource::DeviceLoaded if self.may_load && !self.device_loaded => self.device_loaded = true,
                 _ => return Err(out_of_turn()),
             }
         }

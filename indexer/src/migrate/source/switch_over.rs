@@ -26,10 +26,13 @@ use memdex_wire::{
 use tokio::{io::AsyncReadExt, net::UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Held, Outgoing, Stop, checks::under_way, rounds::last};
+use super::{Held, Outgoing, Stop, checks::under_way, reading, rounds::last};
 use crate::{
     host::Vm,
-    migrate::device::{MAX_READ, Packer},
+    migrate::{
+        device::{MAX_READ, Packer},
+        qmp::QmpError,
+    },
 };
 
 /// Longest wait for the tracker to settle everything.
@@ -85,11 +88,7 @@ impl Outgoing {
         let mut rest = Err(0);
         let mut unsettled = 0;
         for _ in 0..SYNCS {
-            // It may take long, if all memory has to be read: if the destination goes away meanwhile, the guest is not to wait for it.
-            let mut report = None;
-            let vm = Arc::clone(&self.vm);
-            self.copier.meanwhile(async { report = Some(sync(&vm).await) }).await?;
-            unsettled += report.unwrap_or_else(|| Err(out_of_turn()))?.unsettled_read;
+            unsettled += self.sync_meanwhile().await?.unsettled_read;
             rest = last(&self.vm, &self.copier.ledger);
             if rest.is_ok() {
                 break;
@@ -150,18 +149,14 @@ impl Outgoing {
         ours.set_nonblocking(true).map_err(Stop::failed)?;
         let mut ours = UnixStream::from_std(ours).map_err(Stop::failed)?;
         let monitor = Arc::clone(&self.monitor);
+        // QEMU refuses that while it migrates by somebody else's order: then nothing is ours to be called off.
+        monitor.lock().await.ignore_shared(true).await?;
         self.orders(Held::Saving, false)?;
         self.held = Held::Saving;
         // What QEMU writes has to be read before it has answered: its migration thread may get hold of QEMU's lock first, and keeps it while it
         // waits for room in the socket. Then nobody is left in there to send the answer.
         let tell = async move {
-            let told = {
-                let mut monitor = monitor.lock().await;
-                match monitor.ignore_shared(true).await {
-                    Ok(()) => monitor.send_state(theirs.as_fd()).await,
-                    Err(error) => Err(error),
-                }
-            };
+            let told = monitor.lock().await.send_state(theirs.as_fd()).await;
             // QEMU has its own descriptor now; ours would keep the end from being seen.
             drop(theirs);
             told
@@ -174,7 +169,13 @@ impl Outgoing {
         loop {
             let read = tokio::select! {
                 result = &mut tell, if !told => {
-                    result?;
+                    if let Err(error) = result {
+                        if let QmpError::Refused { .. } = error {
+                            self.held = Held::Stopped;
+                            self.orders(Held::Stopped, false)?;
+                        }
+                        return Err(error.into());
+                    }
                     told = true;
                     continue;
                 }
@@ -196,19 +197,28 @@ impl Outgoing {
         speaker.say(&ToDestination::DeviceEnd).await?;
         // While the destination loads it: QEMU must have come to an end, and must not have written the guest's memory after it was compared.
         self.monitor.lock().await.migration_complete(deadline.into_std()).await.map_err(Stop::failed)?;
-        sync(&self.vm).await?;
+        self.copier.may_load = true;
+        self.sync_meanwhile().await?;
         if !last(&self.vm, &self.copier.ledger).is_ok_and(|left| left.is_empty()) {
             return Err(Stop::failed("QEMU has changed the guest's memory while it saved its device state"));
         }
-        match self.copier.hear_in_time().await? {
-            ToSource::DeviceLoaded => Ok(sent),
-            _ => Err(out_of_turn()),
+        if self.copier.device_loaded || self.copier.hear_in_time().await? == ToSource::DeviceLoaded {
+            Ok(sent)
+        } else {
+            Err(out_of_turn())
         }
+    }
+
+    /// A sync may take long, if all memory has to be read: if the destination goes away meanwhile, or somebody calls it off, the guest is not to wait for it.
+    async fn sync_meanwhile(&mut self) -> Result<SyncReport, Stop> {
+        let (vm, mut report) = (Arc::clone(&self.vm), None);
+        self.copier.meanwhile(async { report = Some(sync(&vm).await) }).await?;
+        report.unwrap_or_else(|| Err(out_of_turn()))
     }
 }
 
 async fn sync(vm: &Vm) -> Result<SyncReport, Stop> {
-    vm.sync_still(SYNC)
+    vm.sync_still(SYNC + reading(vm))
         .await
         .map_err(|error| Stop::failed(format!("the VM's memory cannot be settled: {error}")))
 }

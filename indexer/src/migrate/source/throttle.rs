@@ -39,7 +39,8 @@ impl Throttle {
                         Ok(state) if state == "running" => Some(monitor.stop().await),
                         // Somebody else has paused it. He lets it run, too.
                         Ok(_) => None,
-                        Err(error) => Some(Err(error)),
+                        Err(QmpError::Lost(_)) => return,
+                        Err(_) => None,
                     }
                 };
                 match stopped {
