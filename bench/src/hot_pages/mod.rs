@@ -157,8 +157,8 @@ each time, up to 64 ticks. Simulated here, with the daemon's own queue: a guest 
 *Faults* are a second's, and as many pages are read and hashed; *stale* pages are what a migration would have to read while the guest stands still; *late* is how long after its last write
 a page that has become quiet (no write for 2 s) is known, the median and the 99th of a hundred.
 
-No rule is best everywhere. Reading at once makes a guest pay for each write to its hottest pages; any fixed delay leaves thousands of pages stale that are written only now and then. With *phases* a fixed delay of half a second is better
-by a tenth, and a delay that grows faster has fewer faults; with *zipf*, which is what guests are like, the one leaves four times as many pages stale, and the other knows pages that become quiet three times later. Doubling is the rule that is never far from the best.
+No rule is best everywhere. Reading at once makes a guest pay for each write to its hottest pages; any fixed delay leaves thousands of pages stale that are written only now and then. With *phases* a fixed delay of half a second leaves
+a third fewer pages stale for a tenth more faults, and a delay that grows faster has fewer faults; with *zipf*, which is what guests are like, the one leaves three times as many pages stale, and the other knows pages that become quiet nearly three times later. Doubling is the rule that is never far from the best.
 
 "
     );
