@@ -169,7 +169,8 @@ impl Waiting {
         let settings = self.undo.iter().filter(|step| step.command != "cont").cloned();
         let let_run = run.then(|| Step::run(&["paused", "prelaunch", "inmigrate"]));
         let steps = let_run.into_iter().chain(settings).collect();
-        self.order(steps)?;
+        // Nothing turns back from here on because the guard has gone: if this daemon goes too, the next one lets the guest run.
+        let _ = self.order(steps);
         if !run {
             return Ok(());
         }
@@ -193,8 +194,8 @@ impl Waiting {
             }
         };
         // From here on it never will, also if this daemon is killed before its VMM has ended: the next one ends it first, and only then says so to the source. In this order:
-        // nothing ends a VMM that the journal calls committed.
-        self.order(Vec::new())?;
+        // nothing ends a VMM that the journal calls committed. (A guard that has gone does nothing either.)
+        let _ = self.order(Vec::new());
         while let Err(error) = self.note(Decision::Ending, run) {
             tracing::error!(vm = self.name, %error, "the guest could not be let run, and that cannot be written down: nothing else is done before it is");
             sleep(RUNNING).await;
@@ -205,7 +206,7 @@ impl Waiting {
         if unsure {
             let _ = pidfd_send_signal(self.process.pidfd(), Signal::KILL);
         }
-        self.order(vec![Step::new("quit")])?;
+        let _ = self.order(vec![Step::new("quit")]);
         Err(why)
     }
 

@@ -1,7 +1,6 @@
 //! What the kernel says of one program beyond what aya reads out.
 //!
-//! Owns the one `bpf(2)` call that asks. `fdinfo` has the same figure as text, which takes several times as long to write and to read
-//! (and trackers ask for all programs fifty times a second).
+//! Owns the one `bpf(2)` call that asks. `fdinfo` has the same figure, as text that would have to be written and read for every program with every tick.
 //!
 //! # Minimum kernel version
 //! 5.12.
