@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memdex_wire::migration::{AtSource, Migration, MigrationRequest, OnNoConverge};
+use memdex_wire::migration::{AtSource, Compression, Migration, MigrationRequest, OnNoConverge};
 use peer::{
     Peer,
     command::{done, memdex, run, steers, told},
@@ -133,12 +133,13 @@ fn every_option_reaches_the_host() {
         serde_json::from_str(&one.log[30].text).unwrap()
     };
     assert_eq!(asked(&id), MigrationRequest::new("vm1", "endless"));
-    let arguments = "migrate vm1 --to endless --detach --dest-vm vm2 --max-bandwidth 125M --downtime 1s --on-no-converge throttle \
+    let arguments = "migrate vm1 --to endless --detach --dest-vm vm2 --max-bandwidth 125M --compression zstd --downtime 1s --on-no-converge throttle \
                      --source pause --qmp /run/a.sock --dest-qmp /run/b.sock";
     let id = done(&host.unix, &arguments.split_whitespace().collect::<Vec<_>>());
     let expected = MigrationRequest {
         dest_vm: Some("vm2".to_owned()),
         max_bandwidth: Some(125_000_000),
+        compression: Compression::Zstd,
         downtime_ms: Some(1000),
         on_no_converge: OnNoConverge::Throttle,
         at_source: AtSource::Pause,

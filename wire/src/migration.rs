@@ -137,6 +137,20 @@ pub enum OnNoConverge {
     Stop,
 }
 
+/// How pages that have to be sent are compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Whatever takes least time: the level is chosen from what the link and the processors do, and pages are sent as they are where that is faster.
+    #[default]
+    Auto,
+    /// Always, at the level that takes least time, also where sending pages as they are would be faster: for links that are paid for or shared.
+    Zstd,
+    /// Never: for hosts with less processor time to spare than bandwidth.
+    None,
+}
+
 /// What becomes of the VM at the source once the destination runs it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -164,6 +178,9 @@ pub struct MigrationRequest {
     /// Most bytes a second on the wire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bandwidth: Option<u64>,
+    /// How pages are compressed.
+    #[serde(default)]
+    pub compression: Compression,
     /// Milliseconds for which the guest may stand still at the end. Default 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<u64>,
@@ -190,6 +207,7 @@ impl MigrationRequest {
             to: to.into(),
             dest_vm: None,
             max_bandwidth: None,
+            compression: Compression::default(),
             downtime_ms: None,
             on_no_converge: OnNoConverge::default(),
             at_source: AtSource::default(),

@@ -63,6 +63,14 @@ pub(crate) enum How {
 }
 
 impl How {
+    /// Whether there is a figure for it under this cap.
+    pub(crate) fn is_measured(self, cap: Cap) -> bool {
+        match self {
+            Self::Qemu(_) => true,
+            Self::Memdex(case) => case.is_measured(cap),
+        }
+    }
+
     /// All that are compared, as they are shown: the baseline first.
     fn all() -> impl Iterator<Item = Self> {
         Mode::ALL.into_iter().map(Self::Qemu).chain(Case::ALL.into_iter().map(Self::Memdex))

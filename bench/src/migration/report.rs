@@ -76,7 +76,8 @@ touched and all disks are in sync; the daemons' sockets and journals are on a tm
 
 {}
 *Sibling there*: another guest of the same image is at the destination. *Returns*: the guest came from the destination with memdex, ran
-elsewhere under its load for the time named, and goes back (to the host where the sibling is). *Nothing in common*: no VM runs at the destination, and none ever did.
+elsewhere under its load for the time named, and goes back (to the host where the sibling is). *Nothing in common*: no VM runs at the destination, and none ever did. *--compression zstd* asks for
+fewest bytes; without it, what is faster is done.
 After every migration the guest found all of the memory it checks as it should be.
 ",
         machine::model(),

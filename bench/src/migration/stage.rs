@@ -65,10 +65,22 @@ pub(crate) enum Case {
     Returning,
     /// No VM runs there, and none ever did.
     Nothing,
+    /// The same, and fewest bytes are asked for, not least time.
+    NothingPacked,
 }
 
 impl Case {
-    pub(crate) const ALL: [Self; 3] = [Self::Nothing, Self::Sibling, Self::Returning];
+    pub(crate) const ALL: [Self; 4] = [Self::Nothing, Self::NothingPacked, Self::Sibling, Self::Returning];
+    /// Those with the settings that are there if nothing is said.
+    pub(crate) const DEFAULT: [Self; 3] = [Self::Nothing, Self::Sibling, Self::Returning];
+
+    /// Those with no other VM there.
+    pub(crate) const ALONE: [Self; 2] = [Self::Nothing, Self::NothingPacked];
+
+    /// Whether it differs from others under this cap: under one so low everything is compressed anyway.
+    pub(crate) fn is_measured(self, cap: Cap) -> bool {
+        self != Self::NothingPacked || cap == Cap::None
+    }
 }
 
 impl fmt::Display for Case {
@@ -77,6 +89,7 @@ impl fmt::Display for Case {
             Self::Sibling => f.write_str("memdex, sibling there"),
             Self::Returning => write!(f, "memdex, returns after {} s", AWAY.as_secs()),
             Self::Nothing => f.write_str("memdex, nothing in common"),
+            Self::NothingPacked => f.write_str("memdex, nothing in common, --compression zstd"),
         }
     }
 }
@@ -212,7 +225,7 @@ impl Stage {
         let relay = Relay::to(([127, 0, 0, 1], port).into()).expect("a relay between the hosts");
         self.guest.qmp().take_events();
         let begun = now();
-        let report = self.migrate(&name, &relay, cap);
+        let report = self.migrate(&name, &relay, case, cap);
         match report.outcome {
             Some(Outcome::Completed) => {}
             Some(Outcome::Aborted) => {
@@ -243,12 +256,15 @@ impl Stage {
     }
 
     /// `memdex migrate`, through the relay, to its end; all that is known of it.
-    fn migrate(&self, dest_vm: &str, relay: &Relay, cap: Cap) -> Migration {
+    fn migrate(&self, dest_vm: &str, relay: &Relay, case: Case, cap: Cap) -> Migration {
         let url = format!("tcp://{}", relay.address());
         let bandwidth = cap.bytes_per_second().to_string();
         let mut arguments = vec!["migrate", &self.name, "--to", &url, "--dest-vm", dest_vm, "-o", "json"];
         if cap != Cap::None {
             arguments.extend(["--max-bandwidth", &bandwidth]);
+        }
+        if case == Case::NothingPacked {
+            arguments.extend(["--compression", "zstd"]);
         }
         let output = self.daemon(self.at).memdex(&arguments);
         let told: Value = serde_json::from_slice(&output.stdout)

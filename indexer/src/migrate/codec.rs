@@ -11,6 +11,7 @@ use std::{
 
 use memdex_wire::{
     PAGE_SIZE,
+    migration::Compression,
     transfer::{Codec, MAX_BLOCK_PAGES, MAX_PAYLOAD},
 };
 use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
@@ -35,6 +36,12 @@ fn thread_time() -> Duration {
 }
 
 impl Compressor {
+    /// One that does what was asked for.
+    #[must_use]
+    pub fn new(wanted: Compression) -> Self {
+        Self { choice: Choice::new(wanted), encoder: None }
+    }
+
     /// The level in use; 0 is none.
     #[must_use]
     pub fn level(&self) -> i32 {

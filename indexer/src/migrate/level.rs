@@ -17,10 +17,13 @@
 //! hashing, writing) looks like a slow link, and one that is slow for each byte on the wire, which it is not. So the model only says whether sending pages as they are is worth a
 //! *trial*; then the clock says what a byte of memory took in all, compressed and as it is, and the faster way is kept for as long as the clock
 //! says so. While pages go as they are, compressing them counts for what it took before.
+//! Who asks for compression always, or never, gets that: then only the level is chosen, or nothing.
 //! Fewer bytes are worth something to everybody else on the link, so there is no trial where less than [`WORTH`] could be saved in all, nor
 //! where the trial itself would be more than a small part of what is left.
 
 use std::time::Duration;
+
+use memdex_wire::migration::Compression;
 
 /// Blocks between two choices.
 const CHOOSE: u32 = 8;
@@ -90,6 +93,7 @@ pub(super) struct Sent {
 /// One connection's choice.
 #[derive(Debug)]
 pub(super) struct Choice {
+    wanted: Compression,
     level: usize,
     /// Since the last choice, and in all.
     blocks: u32,
@@ -141,6 +145,7 @@ fn blend(old: Option<f64>, new: f64) -> Option<f64> {
 impl Default for Choice {
     fn default() -> Self {
         Self {
+            wanted: Compression::Auto,
             level: FIRST,
             blocks: 0,
             seen: 0,
@@ -166,6 +171,12 @@ impl Choice {
     #[cfg(test)]
     pub(super) fn all() -> impl Iterator<Item = Self> {
         (0..LEVELS.len()).map(|level| Self { level, ..Self::default() })
+    }
+
+    /// What was asked for, before anything is known.
+    pub(super) fn new(wanted: Compression) -> Self {
+        let level = if wanted == Compression::None { 0 } else { FIRST };
+        Self { wanted, level, ..Self::default() }
     }
 
     /// zstd's name for the level in use; 0 is none.
@@ -200,6 +211,9 @@ impl Choice {
 
     /// Chooses the level of the next block. Returns whether it is another one.
     pub(super) fn choose(&mut self) -> bool {
+        if self.wanted == Compression::None {
+            return false;
+        }
         self.blocks += 1;
         self.seen = self.seen.saturating_add(1);
         let (Some(compress), Some(ratio), Some(link)) = (self.compress, self.ratio, self.link) else {
@@ -243,7 +257,8 @@ impl Choice {
     fn worth_a_trial(&self, plain: f64, compressed: f64) -> bool {
         let seen = self.compressed.rate().unwrap_or(0.0);
         let hoped = plain.min(seen * 0.5).max(self.least);
-        self.seen >= self.again
+        self.wanted == Compression::Auto
+            && self.seen >= self.again
             && plain < DOUBT * compressed
             && self.block * u64::from(TRIAL) * TRIAL_PART < self.left
             && (seen - hoped) * self.left as f64 > WORTH

@@ -48,6 +48,7 @@ async fn requests_that_make_no_sense() {
             (json!({"downtime_ms": 0}), "downtime"),
             (json!({"downtime_ms": 86_400_000}), "downtime"),
             (json!({"max_bandwidth": 5}), "bandwidth"),
+            (json!({"compression": "fast"}), "expected one of `auto`, `zstd`, `none`"),
             (json!({"qmp": "relative"}), "absolute"),
             (json!({"dest_qmp": "relative"}), "absolute"),
             (json!({"to": "tcp://10.0.0.1:1"}), "tls://"),

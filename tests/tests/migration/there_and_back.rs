@@ -70,6 +70,39 @@ fn what_a_ram_file_held_before_does_not_show_through() {
 }
 
 #[test]
+fn pages_are_compressed_or_not_as_was_asked_for() {
+    let scratch = Scratch::new("packed");
+    let hosts = Hosts::start(&scratch);
+    let options = tiny(scratch.shm("ram0"), 192, &WORKLOAD, &CHECK, None);
+    let mut name = scratch.name("a");
+    let mut guest = start(&scratch, &name, &options, &hosts.a);
+    guest.wait_for_serial(image::READY, Duration::from_secs(120));
+    let mut checks = guest.check_all(Checks::default());
+    for (from, to, letter, how) in [
+        (&hosts.a, &hosts.b, "b", "zstd"),
+        (&hosts.b, &hosts.a, "a", "none"),
+        (&hosts.a, &hosts.b, "b", "auto"),
+    ] {
+        let dest = format!("{}-{how}", scratch.name(letter));
+        let there = options.destination(Backend::File(scratch.shm(&format!("ram-{how}"))));
+        let mut waiting = start(&scratch, &dest, &there, to);
+        let (report, code) = migrate(from, &name, &tcp(to), &dest, &["--compression", how]);
+        assert_eq!(code, Some(0), "{report}");
+        let bytes = |which: &str| report["bytes"][which].as_u64().expect("a number of bytes");
+        let (sent, wire) = (bytes("sent"), bytes("wire"));
+        assert!(sent > 1 << 20, "there was something to send: {report}");
+        match how {
+            "zstd" => assert!(wire < sent * 2 / 3, "{sent} bytes of memory as {wire}"),
+            "none" => assert!(wire > sent, "{sent} bytes of memory as {wire}"),
+            _ => {}
+        }
+        checks = waiting.check_all(checks);
+        (guest, name) = (waiting, dest);
+    }
+    assert_eq!(guest.status(), "running");
+}
+
+#[test]
 fn guest_moves_there_and_back_ten_times_under_load() {
     for program in image::qemu_versions().expect("every QEMU there is") {
         there_and_back(program, 10);

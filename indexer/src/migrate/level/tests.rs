@@ -25,12 +25,16 @@ const BETWEEN: usize = 1 << 20;
 impl World {
     /// Seconds until `memory` bytes are there, bytes on the wire, and the level in the middle. `fixed`: at this level all the time.
     fn send(&self, memory: usize, fixed: Option<usize>) -> (f64, usize, i32) {
-        let mut choice = Choice { level: fixed.unwrap_or(FIRST), ..Choice::default() };
+        let choice = Choice { level: fixed.unwrap_or(FIRST), ..Choice::default() };
+        self.send_with(memory, choice, fixed.is_some())
+    }
+
+    fn send_with(&self, memory: usize, mut choice: Choice, fixed: bool) -> (f64, usize, i32) {
         let (mut now, mut wire, mut link_free, mut taken) = (0.0f64, 0, 0.0f64, 0.0f64);
         let mut between: VecDeque<(usize, f64)> = VecDeque::new();
         let mut middle = choice.level();
         for block in 0..memory / BLOCK {
-            if fixed.is_none() {
+            if !fixed {
                 choice.choose();
             }
             if block == memory / BLOCK / 2 {
@@ -94,6 +98,15 @@ fn so_it_does_when_the_destination_is_what_takes_the_time() {
 fn what_little_there_is_is_compressed() {
     let (_, wire, level) = DATACENTRE.send(36 << 20, None);
     assert!(level >= 1 && wire < 15 << 20, "{level} {wire}");
+}
+
+#[test]
+fn who_asks_for_fewest_bytes_gets_them_and_who_asks_for_none_compressed_gets_that() {
+    let (_, wire, level) = DATACENTRE.send_with(512 << 20, Choice::new(Compression::Zstd), false);
+    assert!(level >= 1 && wire < 200 << 20, "{level} {wire}");
+    let slow = World { link: 100.0, ..DATACENTRE };
+    let (_, wire, level) = slow.send_with(512 << 20, Choice::new(Compression::None), false);
+    assert_eq!((wire, level), (512 << 20, 0));
 }
 
 /// A slow host: much time could be saved, but the trial would be a good part of what there is.

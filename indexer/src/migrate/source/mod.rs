@@ -204,6 +204,7 @@ async fn migrate(
     let streams = Arc::new(Streams {
         vm: Arc::clone(vm),
         pace: Arc::clone(&pace),
+        compression: request.compression,
         jobs: SyncMutex::new(receiver),
         withdrawn: SyncMutex::new(HashSet::new()),
         written: Default::default(),

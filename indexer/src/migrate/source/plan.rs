@@ -10,7 +10,7 @@ use std::{
 
 use memdex_wire::{
     PAGE_SIZE,
-    migration::{MigrationPlan, MigrationRequest},
+    migration::{Compression, MigrationPlan, MigrationRequest},
     problem::Problem,
 };
 use migrate_client::Client;
@@ -74,12 +74,13 @@ pub(crate) async fn plan(
     let rate =
         request.max_bandwidth.or_else(|| shared.last_rate(&client.host().to_string())).unwrap_or(LINK).max(1);
     let sent = (pages.missing + pages.stale) as f64;
-    let wire = sent * PAGE_SIZE as f64 * COMPRESSED + (sent + pages.matched as f64) * NAMED;
+    let part = if request.compression == Compression::None { 1.0 } else { COMPRESSED };
+    let wire = sent * PAGE_SIZE as f64 * part + (sent + pages.matched as f64) * NAMED;
     let moved = u32::try_from(pages.missing + pages.stale + pages.matched).unwrap_or(u32::MAX);
     let expected = FIXED + WORK * moved + Duration::from_secs_f64(wire / rate as f64);
     let tail = dirty_rate * TAIL;
     let blackout = FIXED_BLACKOUT
-        + Duration::from_secs_f64(tail * (PAGE_SIZE as f64 * COMPRESSED / rate as f64 + WORK.as_secs_f64()));
+        + Duration::from_secs_f64(tail * (PAGE_SIZE as f64 * part / rate as f64 + WORK.as_secs_f64()));
     Ok(MigrationPlan {
         vm: vm.id().to_owned(),
         name: vm.name().to_owned(),

@@ -14,6 +14,7 @@ use std::{
 
 use memdex_wire::{
     Fingerprint, PAGE_SIZE,
+    migration::Compression,
     transfer::{BlockHeader, Codec, MAX_BLOCK_PAGES},
 };
 use tokio::{
@@ -47,6 +48,7 @@ pub(super) struct Job {
 pub(super) struct Streams {
     pub(super) vm: Arc<Vm>,
     pub(super) pace: Arc<Pace>,
+    pub(super) compression: Compression,
     pub(super) jobs: Mutex<mpsc::UnboundedReceiver<Job>>,
     /// Pages that had changed when their turn came, by offer and position.
     pub(super) withdrawn: Mutex<HashSet<(u32, u16)>>,
@@ -77,7 +79,7 @@ impl Streams {
             streams: self,
             io,
             runtime,
-            compressor: Compressor::default(),
+            compressor: Compressor::new(self.compression),
             hasher: Hasher::new(),
             pages: Vec::new(),
             block: Vec::new(),
