@@ -5,6 +5,8 @@ use super::{FRAME_HEADER, Hello, MAX_DEVICE_PIECE, MAX_FRAME, MAX_OFFER, Name, R
 const RUN: usize = 8;
 /// Longest reason that is taken.
 const MAX_REASON: usize = 4096;
+/// Longest greeting, or answer to one. A list in JSON takes a dozen times its length in memory, and frames wait in line.
+const MAX_GREETING: usize = 64 << 10;
 
 /// What the source says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +140,10 @@ fn batch(body: &[u8]) -> Result<(u32, &[u8]), FrameError> {
     }
 }
 
-fn json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+fn greeting<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+    if body.len() > MAX_GREETING {
+        return error(format!("a greeting of {} bytes: at most {MAX_GREETING} are taken", body.len()));
+    }
     serde_json::from_slice(body).map_err(|why| FrameError(why.to_string()))
 }
 
@@ -198,7 +203,7 @@ impl ToDestination {
     /// If it is not one of this kind.
     pub fn decode(kind: u8, body: &[u8]) -> Result<Self, FrameError> {
         match kind {
-            1 => json(body).map(Self::Hello),
+            1 => greeting(body).map(Self::Hello),
             2 => {
                 let (batch, rest) = batch(body)?;
                 let Some((&[push, a, b, c, d], rest)) = rest.split_first_chunk::<5>() else {
@@ -286,7 +291,7 @@ impl ToSource {
     /// If it is not one of this kind.
     pub fn decode(kind: u8, body: &[u8]) -> Result<Self, FrameError> {
         match kind {
-            65 => json(body).map(Self::Ready),
+            65 => greeting(body).map(Self::Ready),
             66 => {
                 let (batch, rest) = batch(body)?;
                 let (positions, odd) = rest.as_chunks::<2>();

@@ -14,7 +14,7 @@
 //!
 //! | kind | name | from | body |
 //! |---|---|---|---|
-//! | 1 | `hello` | source | JSON, [`Hello`] |
+//! | 1 | `hello` | source | JSON of at most 64 KiB, [`Hello`] |
 //! | 2 | `offer` | source | `u32` batch · `u8` 1 if contents follow unasked · `u32` runs r · r × (`u32` first page · `u32` pages) · for each page its [`Name`]: 8 bytes of the fingerprint and 8 of its BLAKE3 keyed with `names` of `ready`; all zero for a page of zeros |
 //! | 3 | `digest` | source | 32 bytes: [`root`] of all pages |
 //! | 4 | `prepare_device` | source | – |
@@ -24,7 +24,7 @@
 //! | 8 | `abort` | source | UTF-8, why |
 //! | 9 | `ping` | source | – |
 //! | 10 | `goodbye` | source | –: it knows how it ended |
-//! | 65 | `ready` | destination | JSON, [`Ready`] |
+//! | 65 | `ready` | destination | JSON of at most 64 KiB, [`Ready`] |
 //! | 66 | `need` | destination | `u32` batch · n × `u16` position in the batch: send these |
 //! | 67 | `done` | destination | `u32` batch: every page of it is in place, but for those withdrawn |
 //! | 68 | `digest` | destination | 32 bytes: the same of what is there |

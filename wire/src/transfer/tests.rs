@@ -129,3 +129,32 @@ fn offers_that_do_not_add_up_are_refused() {
     let whole = offer(1, &[(5, 2), (9, 1)], 3);
     (0..whole.len()).for_each(|length| assert!(decode(&whole[..length]).is_err(), "{length} bytes"));
 }
+
+#[test]
+fn a_greeting_with_endless_lists_is_refused() {
+    let mut hello = ToDestination::Hello(Hello {
+        name: "vm".to_owned(),
+        dest_vm: "vm".to_owned(),
+        dest_qmp: None,
+        regions: vec![1 << 30; 512],
+        backends: (0..512).map(|number| format!("backend-{number}")).collect(),
+        populated: 0,
+        qemu: "10.0.2".to_owned(),
+        key: "00".repeat(16),
+        dry_run: false,
+    });
+    let frame = hello.encode();
+    let (kind, content) = body(&frame);
+    assert_eq!(
+        ToDestination::decode(kind, content).unwrap(),
+        hello,
+        "more memory slots than any machine has"
+    );
+    let ToDestination::Hello(inner) = &mut hello else { unreachable!() };
+    inner.regions = vec![0; 1 << 16];
+    let frame = hello.encode();
+    let (kind, content) = body(&frame);
+    assert!(content.len() < MAX_FRAME);
+    let why = ToDestination::decode(kind, content).unwrap_err().to_string();
+    assert!(why.contains("greeting"), "{why}");
+}
