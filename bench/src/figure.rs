@@ -44,6 +44,7 @@ impl Figures {
         self.0.push(Figure { name, value, unit, bound, how });
     }
 
+    /// Whether nothing was measured.
     pub(crate) const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

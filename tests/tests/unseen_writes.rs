@@ -1,8 +1,8 @@
 //! Protects what the map shows between two audits: system calls after which memory is written without any fault that a hook could see, or is other memory than before.
 
-use std::time::Duration;
+use std::{fs::OpenOptions, os::unix::fs::FileExt as _, time::Duration};
 
-use memdex_tests::{Daemon, Scratch, Tiny, contract::Vm, oracle, tiny, wait};
+use memdex_tests::{Daemon, PAGE, Scratch, Tiny, contract::Vm, oracle, tiny, wait};
 
 const APPEAR: Duration = Duration::from_secs(5);
 /// For so long the map is looked at: well before an audit, which comes every ten seconds.
@@ -69,4 +69,58 @@ fn other_memory_in_the_middle_of_a_region() {
     oracle::compare_claims(&daemon, &vm).expect_exact("replaced");
     guest.run("poke 420 10 7");
     expect_right(&daemon, &vm);
+}
+
+/// Neither a thread of the VMM nor an exception of the processor's: no hook sees it. The page table does, and that it was only that one is counted.
+#[test]
+fn what_only_the_page_table_shows_is_found_and_counted() {
+    const WRITTEN: u64 = 10;
+    let scratch = Scratch::new("counted");
+    let (mut guest, daemon, vm) = known(&scratch, tiny::Ram::Memfd);
+    let before = daemon.vm_of(guest.pid()).expect("it runs");
+    let layout = guest.run("layout");
+    let start = layout.split([' ', ';']).nth(4).expect("the address of slot 0");
+    let start =
+        start.strip_prefix("0x").map_or_else(|| start.parse(), |digits| u64::from_str_radix(digits, 16));
+    let start = start.unwrap_or_else(|error| panic!("{error}: {layout}"));
+    let memory = OpenOptions::new().write(true).open(format!("/proc/{}/mem", guest.pid())).expect("root may");
+    for page in 300..300 + WRITTEN {
+        memory.write_all_at(&page.to_le_bytes(), start + page * PAGE + 64).expect("it is guest memory");
+    }
+    daemon.sync(&vm.id);
+    oracle::compare(&daemon, &vm).expect_exact("after a sync");
+    let after = daemon.vm_of(guest.pid()).expect("it runs");
+    assert_eq!(after.missed_by_ebpf - before.missed_by_ebpf, WRITTEN, "{after:?}");
+    assert_eq!((&*after.tracking, after.mismatches), ("exact", 0), "a write without a mark is no wrong page");
+}
+
+/// Memory that cannot be read is said to be so, region by region, and is right again once it can.
+#[test]
+fn memory_that_cannot_be_read() {
+    let scratch = Scratch::new("unreadable");
+    let path = scratch.shm("ram");
+    let (guest, daemon, vm) = known(&scratch, tiny::Ram::File(path.clone()));
+    let file = OpenOptions::new().write(true).open(&path).expect("the RAM file");
+    let whole = file.metadata().expect("it is there").len();
+    file.set_len(whole / 2).expect("it can be cut");
+    let region = |wanted: &str| {
+        wait::until(&format!("the region to be {wanted}"), Duration::from_secs(20), || {
+            let vm = daemon.vm_of(guest.pid())?;
+            let regions = vm.coverage.iter();
+            let mut found = regions.filter(|region| region.status == wanted && region.pages > 1);
+            found.next().cloned().map(|region| (vm.tracking.clone(), region))
+        })
+        .0
+    };
+    let (tracking, cut) = region("unreadable");
+    assert_eq!(tracking, "advisory");
+    assert!(cut.reason.as_ref().is_some_and(|reason| !reason.is_empty()), "{cut:?}");
+    let claims = daemon.pages(&vm.id);
+    let cut = claims.iter().filter(|page| page.page >= whole / PAGE / 2);
+    assert!(cut.clone().count() > 0 && cut.clone().all(|page| page.fingerprint.is_none()), "{cut:?}");
+    file.set_len(whole).expect("it can be as long as it was");
+    let (tracking, region) = region("exact");
+    assert_eq!((&*tracking, &region.reason), ("exact", &None));
+    daemon.sync(&vm.id);
+    oracle::compare(&daemon, &vm).expect_exact("when it could be read again");
 }

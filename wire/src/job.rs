@@ -28,6 +28,12 @@ pub struct SyncReport {
     /// only a migration does it; other syncs leave such pages as they are.
     #[serde(default)]
     pub unsettled_read: u64,
+    /// Milliseconds for which a write can have gone unnoticed at that moment.
+    #[serde(default)]
+    pub staleness_ms: u64,
+    /// Milliseconds since the oldest write mark that no scan had answered yet was seen, at most; 0 if there was none.
+    #[serde(default)]
+    pub oldest_mark_ms: u64,
     /// Milliseconds it took.
     pub elapsed_ms: u64,
 }
@@ -48,6 +54,12 @@ pub struct VerifyReport {
     pub mismatches: u64,
     /// The first mismatches, at most 16.
     pub examples: Vec<Mismatch>,
+    /// Milliseconds for which a write can have gone unnoticed at that moment.
+    #[serde(default)]
+    pub staleness_ms: u64,
+    /// Milliseconds since the oldest write mark that no scan had answered yet was seen, at most; 0 if there was none.
+    #[serde(default)]
+    pub oldest_mark_ms: u64,
     /// Milliseconds it took.
     pub elapsed_ms: u64,
 }

@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{Request, State},
-    http::header,
+    http::{HeaderName, header},
     response::{IntoResponse, Response},
 };
 use memdex_wire::{
@@ -15,7 +15,7 @@ use roaring::RoaringBitmap;
 
 use super::{
     ApiState, extract,
-    negotiate::{JSON, choose},
+    negotiate::{JSON, age, choose},
     problem::ApiError,
 };
 use crate::host::Finder;
@@ -34,7 +34,10 @@ const MAX_JSON_BYTES: usize = MAX_JSON_LOOKUP * 80;
         (Vec<u8> = "application/vnd.memdex.fingerprints.v1"),
     )),
     responses(
-        (status = 200, description = "In the order asked for", content(
+        (status = 200, description = "In the order asked for", headers(
+            ("memdex-staleness-ms" = u64, description = "Milliseconds for which a write can have gone unnoticed, in whatever VM of this host"),
+            ("memdex-oldest-mark-ms" = u64, description = "Age of the oldest write mark of them that no scan has answered yet; 0 if there is none"),
+        ), content(
             (LookupAnswer = "application/json"),
             (Vec<u8> = "application/vnd.memdex.bitmap.v1"),
         )),
@@ -60,11 +63,12 @@ pub(super) async fn post(State(state): State<ApiState>, request: Request) -> Res
 
 async fn binary(state: &ApiState, request: Request) -> Result<Response, ApiError> {
     let place = state.gates.lookups.enter().await?;
+    let age = ages(state);
     let mut list = List::new(state.host.finder());
     extract::pieces(request, bulk::MAX_LOOKUP_BYTES, &place, |piece| list.push(piece)).await?;
     let (asked, held) = list.end().map_err(undecodable)?;
     count(state, u64::from(asked), &held);
-    Ok(([(header::CONTENT_TYPE, bulk::BITMAP)], bulk::encode_bitmap(asked, &held)).into_response())
+    Ok(([(header::CONTENT_TYPE, bulk::BITMAP)], age, bulk::encode_bitmap(asked, &held)).into_response())
 }
 
 /// Fingerprints looked up at a time.
@@ -171,6 +175,7 @@ async fn json(state: &ApiState, request: Request) -> Result<Response, ApiError> 
         );
         return Err(ApiError::new(Code::TooLarge, detail));
     }
+    let age = ages(state);
     let mut finder = state.host.finder();
     let (asked, held) = tokio::task::spawn_blocking(move || {
         // Kept until the work is done, even if the client goes away meanwhile.
@@ -186,7 +191,12 @@ async fn json(state: &ApiState, request: Request) -> Result<Response, ApiError> 
     .await?;
     count(state, u64::from(asked), &held);
     let answer = LookupAnswer { held: (0..asked).map(|i| held.contains(i)).collect() };
-    Ok(axum::Json(answer).into_response())
+    Ok((age, axum::Json(answer)).into_response())
+}
+
+/// How old what is known of any VM can be.
+fn ages(state: &ApiState) -> [(HeaderName, String); 2] {
+    age(state.host.vms().iter().map(|vm| vm.freshness()))
 }
 
 fn count(state: &ApiState, asked: u64, held: &RoaringBitmap) {

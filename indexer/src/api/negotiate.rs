@@ -1,9 +1,10 @@
 //! Which representation a client wants (RFC 9110, section 12.5.1). Owns reading `Accept` and `If-None-Match`.
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use memdex_wire::problem::Code;
 
 use super::problem::ApiError;
+use crate::host::Freshness;
 
 /// JSON.
 pub(super) const JSON: &str = "application/json";
@@ -62,6 +63,19 @@ pub(super) fn has_already(headers: &HeaderMap, etag: &str) -> bool {
     headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).any(|list| {
         list.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
     })
+}
+
+/// Headers that say how old what is known can be: the worst of some VMs.
+pub(super) fn age(of: impl IntoIterator<Item = Freshness>) -> [(HeaderName, String); 2] {
+    let (mut staleness, mut mark) = (0, 0);
+    for freshness in of {
+        staleness = staleness.max(freshness.staleness_ms());
+        mark = mark.max(freshness.oldest_mark_ms());
+    }
+    [
+        (HeaderName::from_static("memdex-staleness-ms"), staleness.to_string()),
+        (HeaderName::from_static("memdex-oldest-mark-ms"), mark.to_string()),
+    ]
 }
 
 #[cfg(test)]

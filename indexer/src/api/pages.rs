@@ -18,7 +18,7 @@ use utoipa::IntoParams;
 use super::{
     ApiState,
     extract::{Params, TheVm},
-    negotiate::{JSON, choose, has_already},
+    negotiate::{JSON, age, choose, has_already},
     problem::ApiError,
     stream::{self, Gone, Maker, PIECE},
 };
@@ -45,7 +45,11 @@ pub(super) struct Which {
     get, path = "/v1/vms/{vm}/pages", tag = "VMs", operation_id = "getPages",
     params(("vm" = String, Path, description = "Id, name or pid of a VM"), Which),
     responses(
-        (status = 200, description = "The pages", headers(("ETag" = String, description = "The map's generation")),
+        (status = 200, description = "The pages", headers(
+            ("ETag" = String, description = "The map's generation"),
+            ("memdex-staleness-ms" = u64, description = "Milliseconds for which a write can have gone unnoticed"),
+            ("memdex-oldest-mark-ms" = u64, description = "Age of the oldest write mark that no scan has answered yet; 0 if there is none"),
+         ),
          content(
             (Vec<PageRecord> = "application/json"),
             (PageRecord = "application/x-ndjson"),
@@ -73,6 +77,8 @@ pub(super) async fn get(
         return Ok(answer);
     }
     let mut place = state.gates.maps.enter().await?;
+    // Before the snapshot: the bound holds for what the snapshot shows.
+    let age = age(Some(vm.freshness()));
     let snapshot = vm.snapshot();
     let etag = format!("\"{}\"", snapshot.generation());
     let since = which.since.map(Generation);
@@ -102,7 +108,7 @@ pub(super) async fn get(
     let body = stream::made(&state.gates.maps, place, length, map);
     let headers =
         [(header::CONTENT_TYPE, media.to_owned()), (header::ETAG, etag), (header::VARY, "accept".into())];
-    Ok((headers, body).into_response())
+    Ok((headers, age, body).into_response())
 }
 
 /// How a map is written.

@@ -40,16 +40,9 @@ impl Kept {
         if kept.is_empty() {
             return Vec::new();
         }
-        let mut given_up = Vec::new();
-        let scarce = available().is_some_and(|(available, total)| available < total / LOW);
-        while !kept.is_empty() && (scarce || kept.iter().map(|vm| held(vm)).sum::<u64>() > most) {
-            given_up.push(kept.remove(0));
-            if scarce {
-                // One at a time: the next sweep sees what it gave.
-                break;
-            }
-        }
-        given_up
+        let sizes: Vec<u64> = kept.iter().map(|vm| held(vm)).collect();
+        let count = surplus(&sizes, most, available());
+        kept.drain(..count).collect()
     }
 
     /// Everything that is kept.
@@ -67,6 +60,19 @@ impl Kept {
     }
 }
 
+/// How many are to go, of those that hold so many bytes, the oldest first. `available`: see [`available`].
+fn surplus(sizes: &[u64], most: u64, available: Option<(u64, u64)>) -> usize {
+    // One at a time: the next sweep sees what it gave.
+    let scarce = available.is_some_and(|(available, total)| available < total / LOW);
+    let mut sum: u64 = sizes.iter().sum();
+    let mut count = 0;
+    while count < sizes.len() && sum > most {
+        sum -= sizes[count];
+        count += 1;
+    }
+    count.max(usize::from(scarce && !sizes.is_empty()))
+}
+
 fn held(vm: &Vm) -> u64 {
     crate::units::bytes(vm.map().held_counts().current)
 }
@@ -79,4 +85,30 @@ fn available() -> Option<(u64, u64)> {
         line.trim().trim_end_matches(" kB").parse::<u64>().ok()
     };
     Some((field("MemAvailable:")?, field("MemTotal:")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLENTY: Option<(u64, u64)> = Some((50, 100));
+    const SCARCE: Option<(u64, u64)> = Some((9, 100));
+
+    #[test]
+    fn the_oldest_go_until_the_rest_fits() {
+        assert_eq!(surplus(&[5, 3, 2], 10, PLENTY), 0);
+        assert_eq!(surplus(&[5, 3, 2], 9, PLENTY), 1);
+        assert_eq!(surplus(&[1, 3, 2], 2, PLENTY), 2);
+        assert_eq!(surplus(&[1, 3, 2], 0, PLENTY), 3);
+        assert_eq!(surplus(&[11], 10, None), 1, "nothing is kept that is larger than all that may be kept");
+        assert_eq!(surplus(&[0], 0, PLENTY), 0);
+    }
+
+    #[test]
+    fn one_goes_at_a_time_while_memory_is_scarce() {
+        assert_eq!(surplus(&[5, 3, 2], 10, SCARCE), 1);
+        assert_eq!(surplus(&[5, 3, 2], 2, SCARCE), 2, "and what does not fit as well");
+        assert_eq!(surplus(&[], 10, SCARCE), 0);
+        assert_eq!(surplus(&[5], 10, None), 0, "a kernel that does not say is not scarce");
+    }
 }

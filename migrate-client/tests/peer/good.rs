@@ -254,6 +254,8 @@ async fn sync(State(vms): State<Vms>, Path(key): Path<String>, body: Bytes) -> R
             generation: vm.generation,
             pages: vm.pages,
             unsettled_read: 0,
+            staleness_ms: 0,
+            oldest_mark_ms: 0,
             elapsed_ms: 7,
         })
         .into_response()
@@ -304,6 +306,8 @@ fn verify(vm: VmInfo) -> Response {
         skipped,
         mismatches,
         examples,
+        staleness_ms: 0,
+        oldest_mark_ms: 0,
         elapsed_ms,
     })
     .into_response()

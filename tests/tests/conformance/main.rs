@@ -45,6 +45,18 @@ fn write_protection() {
 }
 
 #[test]
+#[ignore = "for kernels that have soft-dirty bits and no PAGEMAP_SCAN: cargo xtask vm-test 6.1"]
+fn soft_dirty_bits_of_a_file() {
+    conform(&[(Witness::SoftDirty, Ram::Memfd)]);
+}
+
+#[test]
+#[ignore = "for kernels that have soft-dirty bits and no PAGEMAP_SCAN: cargo xtask vm-test 6.1"]
+fn soft_dirty_bits_of_private_memory() {
+    conform(&[(Witness::SoftDirty, Ram::Anonymous)]);
+}
+
+#[test]
 fn no_write_protection() {
     conform(&[
         (Witness::DirtyRing, Ram::Memfd),

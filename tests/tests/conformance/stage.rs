@@ -132,7 +132,7 @@ impl Stage {
                     "{}",
                     self.words(row, "noticed: better than the table says")
                 ),
-                Sees::Exact | Sees::Known(_) | Sees::Nowhere => {
+                Sees::Exact | Sees::Known(_) | Sees::Nowhere | Sees::NotTried => {
                     let known = self.words(row, "to be known again");
                     wait::until(&known, KNOWN_AGAIN, || self.known(row, *at).then_some(()));
                 }
@@ -161,7 +161,15 @@ impl Stage {
     }
 
     fn sees(&self, row: &Row) -> Sees {
-        row.sees[self.witness as usize]
+        let sees = row.sees[self.witness as usize];
+        assert!(
+            sees != Sees::NotTried,
+            "nothing is said of {:?} in {:?} with {:?}",
+            row.kind,
+            self.ram,
+            self.witness
+        );
+        sees
     }
 
     fn words(&self, row: &Row, what: &str) -> String {
@@ -206,9 +214,9 @@ impl Stage {
 
     /// Whether the map claims nothing wrong of the row's pages.
     fn noticed(&self, row: &Row, at: usize) -> bool {
-        self.look(row, at)
-            .iter()
-            .all(|(page, truth)| page.state == State::Stale || page.fingerprint == *truth)
+        let look = self.look(row, at);
+        !look.is_empty()
+            && look.iter().all(|(page, truth)| page.state == State::Stale || page.fingerprint == *truth)
     }
 
     /// Whether it knows them.
@@ -252,7 +260,7 @@ impl Witness {
     /// What a daemon is told to have just these.
     pub(crate) fn arguments(self) -> Vec<String> {
         let names: &[&str] = match self {
-            Self::All => &[],
+            Self::All | Self::SoftDirty => &[],
             Self::WriteProtect => &["write-protect"],
             Self::DirtyRing => &["ebpf"],
             Self::Rehash => &["rehash"],
@@ -264,7 +272,7 @@ impl Witness {
 impl Sees {
     fn reason(self) -> Option<&'static str> {
         match self {
-            Self::Exact => None,
+            Self::Exact | Self::NotTried => None,
             Self::Known(text) | Self::Late(text) => Some(text),
             Self::Nowhere => Some("no guest memory was found"),
         }

@@ -13,6 +13,8 @@ pub(crate) enum Witness {
     DirtyRing = 2,
     /// Neither: everything is read again now and then.
     Rehash = 3,
+    /// Soft-dirty bits and eBPF: what a daemon uses that is told nothing, on a kernel that has no `PAGEMAP_SCAN`.
+    SoftDirty = 4,
 }
 
 /// What the guest's RAM is.
@@ -36,17 +38,19 @@ pub(crate) enum Sees {
     Late(&'static str),
     /// The daemon does not find the memory: see `anonymous_memory_is_not_found_without_ebpf`.
     Nowhere,
+    /// Nobody says: this kind of RAM is not tried with this witness.
+    NotTried,
 }
 
 /// A kind of write and what is expected with each witness, in the order of [`Witness`].
 pub(crate) struct Row {
     pub(crate) kind: Kind,
     pub(crate) rams: &'static [Ram],
-    pub(crate) sees: [Sees; 4],
+    pub(crate) sees: [Sees; 5],
 }
 
 use Ram::{Anonymous, HugeTmpfs, Hugetlb, Memfd};
-use Sees::{Exact, Known, Late, Nowhere};
+use Sees::{Exact, Known, Late, NotTried, Nowhere};
 
 /// Why a VM without write protection is advisory.
 const OUT: &str = "left out";
@@ -63,67 +67,91 @@ pub(crate) const TABLE: &[Row] = &[
     Row {
         kind: Kind::Guest,
         rams: &[Memfd, Anonymous, HugeTmpfs],
-        sees: [Exact, Known(DISCARDS), Known(OUT), Late(OUT)],
+        sees: [Exact, Known(DISCARDS), Known(OUT), Late(OUT), Exact],
     },
     Row {
         kind: Kind::Vmm,
         rams: &[Memfd, Anonymous, HugeTmpfs],
-        sees: [Exact, Known(DISCARDS), Late(OUT), Late(OUT)],
+        sees: [Exact, Known(DISCARDS), Late(OUT), Late(OUT), Exact],
     },
     Row {
         kind: Kind::Read,
         rams: &[Memfd, Anonymous, HugeTmpfs],
-        sees: [Exact, Known(DISCARDS), Late(OUT), Late(OUT)],
+        sees: [Exact, Known(DISCARDS), Late(OUT), Late(OUT), Exact],
     },
     Row {
         kind: Kind::Uring,
         rams: &[Memfd, Anonymous],
-        sees: [Exact, Known(DISCARDS), Late(OUT), Late(OUT)],
+        sees: [Exact, Known(DISCARDS), Late(OUT), Late(OUT), Exact],
     },
     Row {
         kind: Kind::PunchHole,
         rams: &[Memfd, HugeTmpfs],
-        sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)],
+        sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT), Exact],
     },
     Row {
         kind: Kind::Refilled,
         rams: &[Memfd, HugeTmpfs],
-        sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)],
+        sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT), Exact],
     },
-    Row { kind: Kind::Collapsed, rams: &[HugeTmpfs], sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)] },
-    Row { kind: Kind::Split, rams: &[HugeTmpfs], sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)] },
+    Row {
+        kind: Kind::Collapsed,
+        rams: &[HugeTmpfs],
+        sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT), NotTried],
+    },
+    Row {
+        kind: Kind::Split,
+        rams: &[HugeTmpfs],
+        sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT), NotTried],
+    },
     Row {
         kind: Kind::MadviseRemove,
         rams: &[Memfd, HugeTmpfs],
-        sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT)],
+        sees: [Exact, Late(DISCARDS), Known(OUT), Late(OUT), Exact],
     },
-    Row { kind: Kind::MadviseDontneed, rams: &[Anonymous], sees: [Exact, Nowhere, Known(OUT), Nowhere] },
+    Row {
+        kind: Kind::MadviseDontneed,
+        rams: &[Anonymous],
+        sees: [Exact, Nowhere, Known(OUT), Nowhere, Exact],
+    },
     Row {
         kind: Kind::DirectIo,
         rams: &[Memfd, Anonymous],
-        sees: [Exact, Known(DISCARDS), Late(OUT), Late(OUT)],
+        sees: [Exact, Known(DISCARDS), Late(OUT), Late(OUT), Exact],
     },
-    Row { kind: Kind::RegisteredBuffer, rams: &[Memfd, Anonymous], sees: [Late(PINNED); 4] },
+    Row { kind: Kind::RegisteredBuffer, rams: &[Memfd, Anonymous], sees: [Late(PINNED); 5] },
     Row {
         kind: Kind::Hotplugged,
         rams: &[Memfd, Anonymous],
-        sees: [Exact, Known(DISCARDS), Known(OUT), Late(OUT)],
+        sees: [Exact, Known(DISCARDS), Known(OUT), Late(OUT), Exact],
     },
     Row {
         kind: Kind::AfterFork,
         rams: &[Memfd, Anonymous],
-        sees: [Known(FORK), Known(FORK), Known(FORK), Late(FORK)],
+        sees: [Known(FORK), Known(FORK), Known(FORK), Late(FORK), Known(FORK)],
     },
-    Row { kind: Kind::ByFork, rams: &[Memfd], sees: [Late(FORK); 4] },
-    Row { kind: Kind::Foreign, rams: &[Memfd], sees: [Late(FOREIGN); 4] },
-    Row { kind: Kind::MappedAgain, rams: &[Memfd], sees: [Exact, Known(DISCARDS), Known(OUT), Late(OUT)] },
-    Row { kind: Kind::MappedOther, rams: &[Memfd], sees: [Exact, Known(DISCARDS), Known(OUT), Known(OUT)] },
+    Row { kind: Kind::ByFork, rams: &[Memfd], sees: [Late(FORK); 5] },
+    Row { kind: Kind::Foreign, rams: &[Memfd], sees: [Late(FOREIGN); 5] },
+    Row {
+        kind: Kind::MappedAgain,
+        rams: &[Memfd],
+        sees: [Exact, Known(DISCARDS), Known(OUT), Late(OUT), Exact],
+    },
+    Row {
+        kind: Kind::MappedOther,
+        rams: &[Memfd],
+        sees: [Exact, Known(DISCARDS), Known(OUT), Known(OUT), Exact],
+    },
     Row {
         kind: Kind::Relocated,
         rams: &[Memfd, Anonymous],
-        sees: [Exact, Known(DISCARDS), Known(OUT), Known(OUT)],
+        sees: [Exact, Known(DISCARDS), Known(OUT), Known(OUT), Exact],
     },
-    Row { kind: Kind::Replaced, rams: &[Anonymous], sees: [Exact, Nowhere, Late(OUT), Nowhere] },
-    Row { kind: Kind::Guest, rams: &[Hugetlb], sees: [Late(HUGE), Late(HUGE), Known(HUGE), Late(HUGE)] },
-    Row { kind: Kind::Vmm, rams: &[Hugetlb], sees: [Late(HUGE); 4] },
+    Row { kind: Kind::Replaced, rams: &[Anonymous], sees: [Exact, Nowhere, Late(OUT), Nowhere, Exact] },
+    Row {
+        kind: Kind::Guest,
+        rams: &[Hugetlb],
+        sees: [Late(HUGE), Late(HUGE), Known(HUGE), Late(HUGE), NotTried],
+    },
+    Row { kind: Kind::Vmm, rams: &[Hugetlb], sees: [Late(HUGE); 5] },
 ];

@@ -5,7 +5,7 @@
 //!   in [`stage`]. `MEMDEX_FAULT_RUNS` says how often each is tried, `MEMDEX_FAULT_SEED` at which moments.
 //! - [`lying_source`], [`lying_destination`]: the other end is a [`liar`].
 //! - [`direct_io`]: a guest whose disk is opened with `cache=none`.
-//! - [`several`]: guests that move together.
+//! - [`several`]: guests that move together. [`settings`]: what a migration can be told.
 
 mod broken_link;
 mod calling_off;
@@ -18,5 +18,6 @@ mod lying_source;
 mod no_convergence;
 mod no_room;
 mod several;
+mod settings;
 mod stage;
 mod there_and_back;

@@ -171,11 +171,14 @@ impl Tracker {
             };
             let elapsed_ms = job.began.elapsed().as_millis() as u64;
             let vm = self.vm.id().to_owned();
+            let freshness = self.vm.freshness();
             let _ = job.reply.send(Ok(SyncReport {
                 vm,
                 generation,
                 pages,
                 unsettled_read: job.unsettled_read,
+                staleness_ms: freshness.staleness_ms(),
+                oldest_mark_ms: freshness.oldest_mark_ms(),
                 elapsed_ms,
             }));
             return Ok((None, true));
@@ -252,6 +255,7 @@ impl Tracker {
         }
         let total = self.vm.map().pages();
         if job.next >= total {
+            let freshness = self.vm.freshness();
             let _ = job.reply.send(Ok(VerifyReport {
                 vm: self.vm.id().to_owned(),
                 generation: self.vm.map().generation().0,
@@ -259,6 +263,8 @@ impl Tracker {
                 skipped: job.skipped,
                 mismatches: job.mismatches,
                 examples: job.examples,
+                staleness_ms: freshness.staleness_ms(),
+                oldest_mark_ms: freshness.oldest_mark_ms(),
                 elapsed_ms: job.began.elapsed().as_millis() as u64,
             }));
             return Ok((None, true));

@@ -7,9 +7,19 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// The last phases of a migration, as they are called in the log, up to the first line that says that it has ended.
-const PHASES: [&str; 7] =
-    ["stopping", "syncing", "finishing", "comparing", "device_state", "handing_over", ENDED];
+/// The phases of a migration, as they are called in the log, up to the first line that says that it has ended.
+const PHASES: [&str; 10] = [
+    "checking",
+    "connecting",
+    "copying",
+    "stopping",
+    "syncing",
+    "finishing",
+    "comparing",
+    "device_state",
+    "handing_over",
+    ENDED,
+];
 /// What is logged when the guest runs at the destination.
 const ENDED: &str = "the guest runs at the destination";
 /// Longest wait for a phase: it may have been before anybody looked.
@@ -47,7 +57,7 @@ impl Chance {
         Duration::from_micros(self.below(longest.as_micros() as u64 + 1))
     }
 
-    /// A moment of a migration that takes about `whole`: any, or in two of three cases as soon as one of the last phases begins, and a little later.
+    /// A moment of a migration that takes about `whole`: any, or in two of three cases as soon as a phase begins, and a little later.
     pub fn any_moment(&mut self, whole: Duration) -> Moment {
         if self.below(3) == 0 {
             return Moment { phase: None, after: self.duration(whole) };
