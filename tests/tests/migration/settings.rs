@@ -46,7 +46,7 @@ fn there_and_back(keep: &str) -> (u64, u64, u64) {
     };
     let (a, b) = (host("a"), host("b"));
     let (options, mut first, checks) = guest(&scratch, &a);
-    let mut go = |from: &Daemon, vm: &str, to: &Daemon, prefix: &str, checks| {
+    let go = |from: &Daemon, vm: &str, to: &Daemon, prefix: &str, checks| {
         let dest = format!("{}-2", scratch.name(prefix));
         let there = options.destination(Backend::File(scratch.shm(&format!("ram-{prefix}"))));
         let mut waiting = start(&scratch, &dest, &there, to);
