@@ -43,7 +43,7 @@ const WORK: Duration = Duration::from_micros(8);
 /// Connecting, stopping, device state.
 const FIXED: Duration = Duration::from_millis(300);
 /// The part of that in which the guest stands still.
-const FIXED_BLACKOUT: Duration = Duration::from_millis(20);
+const FIXED_BLACKOUT: Duration = Duration::from_millis(30);
 /// Time over which the guest's writes are counted.
 const LOOK: Duration = Duration::from_millis(300);
 /// Pages written in the last so much of a second are what is left at the end.
