@@ -119,7 +119,13 @@ pub(crate) const TABLE: &[Row] = &[
         rams: &[Memfd, Anonymous],
         sees: [Exact, Known(DISCARDS), Late(OUT), Late(OUT), Exact],
     },
-    Row { kind: Kind::RegisteredBuffer, rams: &[Memfd, Anonymous], sees: [Late(PINNED); 5] },
+    Row { kind: Kind::RegisteredBuffer, rams: &[Memfd], sees: [Late(PINNED); 5] },
+    // The kernel clears no bits of private pages that are pinned: they stay stale, and a sync does not make them known.
+    Row {
+        kind: Kind::RegisteredBuffer,
+        rams: &[Anonymous],
+        sees: [Late(PINNED), Late(PINNED), Late(PINNED), Late(PINNED), NotTried],
+    },
     Row {
         kind: Kind::Hotplugged,
         rams: &[Memfd, Anonymous],

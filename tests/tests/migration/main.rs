@@ -17,7 +17,7 @@ mod lying_destination;
 mod lying_source;
 mod no_convergence;
 mod no_room;
-mod several;
 mod settings;
+mod several;
 mod stage;
 mod there_and_back;

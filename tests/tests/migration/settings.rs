@@ -42,7 +42,11 @@ fn there_and_back(keep: &str) -> (u64, u64, u64) {
     fs::write(&config, format!("[migration]\n{keep}\n")).expect("a file can be written");
     let config = config.display().to_string();
     let host = |prefix: &str| {
-        Daemon::start_with(&scratch, &format!("host-{prefix}"), &options(&scratch, prefix, &["--config", &config]))
+        Daemon::start_with(
+            &scratch,
+            &format!("host-{prefix}"),
+            &options(&scratch, prefix, &["--config", &config]),
+        )
     };
     let (a, b) = (host("a"), host("b"));
     let (options, mut first, checks) = guest(&scratch, &a);
@@ -93,13 +97,22 @@ fn a_vm_moves_over_tls_and_its_source_stays_paused() {
         fs::write(&path, text).expect("a file can be written");
         path.display().to_string()
     };
-    let (certificate, key) = (write("host.pem", &made.cert.pem()), write("host.key", &made.signing_key.serialize_pem()));
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let (certificate, key) =
+        (write("host.pem", &made.cert.pem()), write("host.key", &made.signing_key.serialize_pem()));
+    let free =
+        TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
     let a = write("a.toml", &format!("[tls]\nca = {certificate:?}\n"));
-    let b = write("b.toml", &format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}\nca = {certificate:?}\n"));
+    let b = write(
+        "b.toml",
+        &format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}\nca = {certificate:?}\n"),
+    );
     let a = Daemon::start_with(&scratch, "host-a", &options(&scratch, "a", &["--config", &a]));
     let listen = format!("tls://{free}");
-    let b = Daemon::start_with(&scratch, "host-b", &options(&scratch, "b", &["--config", &b, "--listen", &listen]));
+    let b = Daemon::start_with(
+        &scratch,
+        "host-b",
+        &options(&scratch, "b", &["--config", &b, "--listen", &listen]),
+    );
     let (options, mut guest, checks) = guest(&scratch, &a);
     let (name, dest) = (scratch.name("a"), scratch.name("b"));
     let waiting = options.destination(Backend::File(scratch.shm("ram1")));

@@ -56,7 +56,9 @@ pub(super) async fn look(host: &Host, hello: &Hello) -> Found {
     let key = if hello.key == key() {
         Ok("both hosts name contents in the same way")
     } else {
-        Err("the two hosts name contents with different keys, so nothing they know matches: run the same version of memdexd on both")
+        Err(
+            "the two hosts name contents with different keys, so nothing they know matches: run the same version of memdexd on both",
+        )
     };
     found.checks.push(check("key", key));
     let vm = match host.find(&hello.dest_vm) {

@@ -61,7 +61,7 @@ static PROGRAMS: [Program; 6] = [
     Program {
         name: "conformance",
         arguments: Some(&["--exact", "write_protection"]),
-        without_scan: Some(&["--include-ignored", "no_write_protection", "soft_dirty_bits"]),
+        without_scan: Some(&["--include-ignored", "soft_dirty_bits"]),
         beside: true,
     },
 ];
