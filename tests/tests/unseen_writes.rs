@@ -1,6 +1,11 @@
 //! Protects what the map shows between two audits: system calls after which memory is written without any fault that a hook could see, or is other memory than before.
 
-use std::{fs::OpenOptions, os::unix::fs::FileExt as _, time::Duration};
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use memdex_tests::{Daemon, PAGE, Scratch, Tiny, contract::Vm, oracle, tiny, wait};
 
@@ -123,4 +128,52 @@ fn memory_that_cannot_be_read() {
     assert_eq!((&*tracking, &region.reason), ("exact", &None));
     daemon.sync(&vm.id);
     oracle::compare(&daemon, &vm).expect_exact("when it could be read again");
+}
+
+/// A file in the folder where the kernel has its VFIO devices; a VMM that holds one is taken for one that has passed a device through.
+struct Device(PathBuf);
+
+impl Device {
+    const FOLDER: &str = "/dev/vfio";
+
+    fn new() -> Self {
+        let _ = fs::create_dir(Self::FOLDER);
+        let path = Path::new(Self::FOLDER).join(format!("memdex-test-{}", std::process::id()));
+        fs::write(&path, vec![0; 4096]).expect("root may make files in /dev");
+        Self(path)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+        // Only if it is empty, as it is where there are no such devices.
+        let _ = fs::remove_dir(Self::FOLDER);
+    }
+}
+
+#[test]
+fn a_device_that_writes_by_dma_makes_a_vm_advisory_for_as_long_as_it_is_there() {
+    let scratch = Scratch::new("dma");
+    let (mut guest, daemon, vm) = known(&scratch, tiny::Ram::Memfd);
+    let pid = guest.pid();
+    let until = |wanted: &str| {
+        wait::until(&format!("the VM to be {wanted}"), Duration::from_secs(12), || {
+            daemon.vm_of(pid).filter(|vm| vm.tracking == wanted)
+        })
+        .0
+    };
+    until("exact");
+    let device = Device::new();
+    guest.run(&format!("uring open {}", device.0.display()));
+    let held = until("advisory");
+    assert!(held.advisory_reasons.iter().any(|reason| reason.contains("by DMA")), "{held:?}");
+    assert!(
+        held.coverage.iter().all(|region| region.status == "advisory" && region.reason.is_some()),
+        "{held:?}"
+    );
+    guest.run("uring close");
+    until("exact");
+    daemon.sync(&vm.id);
+    oracle::compare(&daemon, &vm).expect_exact("without the device");
 }
