@@ -11,7 +11,7 @@ use memdex_tests::{
 };
 use serde_json::Value;
 
-use crate::hosts::{migrate, options, start, tcp, tiny};
+use crate::hosts::{Hosts, migrate, options, start, tcp, tiny};
 
 const CHECK: Check = Check { mib: 48, rate: 200, hot: 8 };
 const WORKLOAD: Workload = Workload { rate: 10, files: 32, file_kib: 64, seed: 5 };
@@ -141,4 +141,73 @@ fn a_vm_moves_over_tls_and_its_source_stays_paused() {
     assert!(report["reason"].as_str().is_some_and(|why| why.contains("moved away already")), "{report}");
     assert_eq!((guest.status(), third.status()), ("postmigrate".to_owned(), "inmigrate".to_owned()));
     assert_eq!(waiting.status(), "running");
+}
+
+/// The checks of a plan that failed, in words.
+fn failed(plan: &Value) -> Vec<String> {
+    let checks = plan["checks"].as_array().unwrap_or_else(|| panic!("a plan has checks: {plan}"));
+    let failed = checks.iter().filter(|check| check["ok"] == false);
+    failed.map(|check| check["detail"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn a_dry_run_says_what_is_in_the_way_and_moves_nothing() {
+    let scratch = Scratch::new("dry");
+    let hosts = Hosts::start(&scratch);
+    let (options, mut guest, checks) = guest(&scratch, &hosts.a);
+    let name = scratch.name("a");
+    let file = |name: &str| Backend::File(scratch.shm(name));
+    let dest = |which: &str| format!("{}-{which}", scratch.name("b"));
+    let other_size = Options { mib: 224, ..options.clone() }.destination(file("other-size"));
+    let not_waiting = Options { backend: file("not-waiting"), ..options.clone() };
+    let private = options.destination(Backend::Plain);
+    let right = options.destination(file("right"));
+    let mut there: Vec<(&str, Qemu, Option<&str>)> = [
+        ("other-size", other_size, Some("start the waiting one with the same -m")),
+        ("not-waiting", not_waiting, Some("start it with -incoming defer")),
+        ("private", private, Some("share")),
+        ("right", right, None),
+    ]
+    .into_iter()
+    .map(|(which, options, words)| (which, start(&scratch, &dest(which), &options, &hosts.b), words))
+    .collect();
+    for (which, qemu, words) in &mut there {
+        let before = qemu.status();
+        let (plan, code) = migrate(&hosts.a, &name, &tcp(&hosts.b), &dest(which), &["--dry-run"]);
+        let failed = failed(&plan);
+        eprintln!("{which}: {failed:?}");
+        match words {
+            Some(words) => {
+                assert!(failed.iter().any(|detail| detail.contains(*words)), "{which}: {failed:?}");
+            }
+            None => assert!(failed.is_empty(), "{which}: {failed:?}"),
+        }
+        assert_eq!(
+            (&plan["possible"], code),
+            (&Value::Bool(words.is_none()), Some(i32::from(words.is_some())))
+        );
+        assert_eq!((guest.status(), qemu.status()), ("running".to_owned(), before), "{which}: nothing moves");
+    }
+    let (plan, code) = migrate(&hosts.a, &name, &tcp(&hosts.b), "nobody", &["--dry-run"]);
+    assert!(code == Some(1) && failed(&plan).iter().any(|detail| detail.contains("no VM waits")), "{plan}");
+    guest.check_all(checks);
+}
+
+#[test]
+fn a_vm_whose_writes_may_go_unseen_is_read_again_while_it_stands_still() {
+    let scratch = Scratch::new("unseen");
+    let a = Daemon::start_with(&scratch, "host-a", &options(&scratch, "a", &["--witness", "rehash"]));
+    let b = Daemon::start_with(&scratch, "host-b", &options(&scratch, "b", &[]));
+    let (options, mut guest, checks) = guest(&scratch, &a);
+    let (name, dest) = (scratch.name("a"), scratch.name("b"));
+    let vm = a.vm_of(guest.pid()).expect("it runs");
+    assert_eq!(vm.tracking, "advisory", "{:?}", vm.advisory_reasons);
+    let there = options.destination(Backend::File(scratch.shm("ram1")));
+    let mut waiting = start(&scratch, &dest, &there, &b);
+    let (plan, code) = migrate(&a, &name, &tcp(&b), &dest, &["--dry-run"]);
+    assert_eq!((&plan["tracking"], code), (&Value::from("advisory"), Some(0)), "{plan}");
+    let (report, code) = migrate(&a, &name, &tcp(&b), &dest, &["--on-no-converge", "stop"]);
+    assert_eq!(code, Some(0), "{report}");
+    waiting.check_all(checks);
+    guest.wait_for_exit(Duration::from_secs(5));
 }
