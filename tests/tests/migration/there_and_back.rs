@@ -94,7 +94,8 @@ fn pages_are_compressed_or_not_as_was_asked_for() {
         assert!(sent > 1 << 20, "there was something to send: {report}");
         match how {
             "zstd" => assert!(wire < sent * 2 / 3, "{sent} bytes of memory as {wire}"),
-            "none" => assert!(wire > sent, "{sent} bytes of memory as {wire}"),
+            // Pages that were written meanwhile count as sent, and are withdrawn in the last moment.
+            "none" => assert!(wire > sent * 4 / 5, "{sent} bytes of memory as {wire}"),
             _ => {}
         }
         checks = waiting.check_all(checks);
