@@ -11,21 +11,10 @@ use crate::{
     stage::{
         CHECK, Moving, Stage,
         judge::{RUNS_AGAIN, Runs},
-        moment::{Moment, Tail, runs},
+        moment::{Moment, PHASES, Tail, runs},
     },
 };
 
-const PHASES: [&str; 9] = [
-    "checking",
-    "connecting",
-    "copying",
-    "stopping",
-    "syncing",
-    "finishing",
-    "comparing",
-    "device_state",
-    "handing_over",
-];
 const SLOW: [&str; 4] = ["--max-bandwidth", "25M", "--downtime", "300ms"];
 /// Longest time from the wish to the end.
 const BOUND: Duration = Duration::from_secs(20);

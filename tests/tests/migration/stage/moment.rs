@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// The phases of a migration, as they are called in the log, up to the first line that says that it has ended.
-const PHASES: [&str; 10] = [
+/// The phases of a migration, as they are called in the log, in order.
+pub const PHASES: [&str; 9] = [
     "checking",
     "connecting",
     "copying",
@@ -18,7 +18,6 @@ const PHASES: [&str; 10] = [
     "comparing",
     "device_state",
     "handing_over",
-    ENDED,
 ];
 /// What is logged when the guest runs at the destination.
 const ENDED: &str = "the guest runs at the destination";
@@ -63,7 +62,7 @@ impl Chance {
             return Moment { phase: None, after: self.duration(whole) };
         }
         // Most of these are short, and there is more to go wrong in them.
-        let phase = PHASES[self.below(PHASES.len() as u64) as usize];
+        let phase = *PHASES.get(self.below(PHASES.len() as u64 + 1) as usize).unwrap_or(&ENDED);
         Moment { phase: Some(phase), after: self.duration(Duration::from_millis(4)) }
     }
 }
