@@ -115,37 +115,21 @@ impl Stage {
         self.daemon.sync(&self.vm.id);
         self.known_and_right(&format!("before {:?}", kinds(rows)));
 
-        let before: Vec<_> = rows.iter().map(|(at, row)| self.look(row, *at)).collect();
+        let look = self.look();
+        let before: Vec<_> = rows.iter().map(|(at, row)| self.pages_of(row, *at, &look)).collect();
         for ((at, row), props) in rows.iter().zip(&mut props) {
             self.seed += 1000;
             let pages = self.own_pages(*at);
             row.kind.write(&mut self.guest, props, pages, self.seed);
         }
-        let written = Instant::now();
-        for (at, row) in rows.iter().filter(|(_, row)| !matches!(self.sees(row), Sees::Late(_))) {
-            wait::until(&self.words(row, "to be noticed"), NOTICED, || self.noticed(row, *at).then_some(()));
-        }
-        if rows.iter().any(|(_, row)| matches!(self.sees(row), Sees::Late(_))) {
-            wait::pause(UNNOTICED.saturating_sub(written.elapsed()));
-        }
-        for (at, row) in rows {
-            match self.sees(row) {
-                Sees::Late(_) => assert!(
-                    !self.noticed(row, *at),
-                    "{}",
-                    self.words(row, "noticed: better than the table says")
-                ),
-                Sees::Exact | Sees::Known(_) | Sees::Nowhere | Sees::NotTried => {
-                    let known = self.words(row, "to be known again");
-                    wait::until(&known, KNOWN_AGAIN, || self.known(row, *at).then_some(()));
-                }
-            }
-        }
+        self.judge(rows);
         self.daemon.sync(&self.vm.id);
         self.known_and_right(&format!("after a sync, {:?}", kinds(rows)));
+        let look = self.look();
         for ((at, row), before) in rows.iter().zip(before) {
-            let after = self.look(row, *at);
-            let same = before.iter().zip(&after).filter(|(before, after)| before.1 == after.1).count();
+            let after = self.pages_of(row, *at, &look);
+            let same =
+                before.iter().zip(&after).filter(|(before, after)| before.truth == after.truth).count();
             // Of all of the memory some was zero before.
             let few = if row.kind.changes_all() { after.len() / 10 } else { 0 };
             let changed = same <= few && before.len() == after.len();
@@ -155,6 +139,45 @@ impl Stage {
             row.kind.end(&mut self.guest, props);
         }
         self.calm();
+    }
+
+    /// What was just written is noticed and then known, or not noticed, as the table says.
+    fn judge(&self, rows: &[(usize, &Row)]) {
+        let written = Instant::now();
+        let (late, seen): (Vec<_>, Vec<_>) =
+            rows.iter().partition(|(_, row)| matches!(self.sees(row), Sees::Late(_)));
+        self.expect(&seen, "to be noticed", NOTICED, |_| true, Seen::claims_nothing_wrong);
+        if !late.is_empty() {
+            wait::pause(UNNOTICED.saturating_sub(written.elapsed()));
+            let look = self.look();
+            for (at, row) in late {
+                let noticed = all(&self.pages_of(row, *at, &look), Seen::claims_nothing_wrong);
+                assert!(!noticed, "{}", self.words(row, "noticed: better than the table says"));
+            }
+        }
+        self.expect(&seen, "to be known again", KNOWN_AGAIN, Self::nothing_is_stale, Seen::is_known);
+    }
+
+    /// Soon every page of each of these rows is as it should be, all in one look: that takes its time where the processor is emulated.
+    fn expect(
+        &self,
+        rows: &[&(usize, &Row)],
+        what: &str,
+        bound: Duration,
+        worth_a_look: fn(&Self) -> bool,
+        right: fn(&Seen) -> bool,
+    ) {
+        if rows.is_empty() {
+            return;
+        }
+        wait::until_right(what, bound, || {
+            if !worth_a_look(self) {
+                return Err("some pages are stale".to_owned());
+            }
+            let look = self.look();
+            let wrong = rows.iter().find(|(at, row)| !all(&self.pages_of(row, *at, &look), right));
+            wrong.map_or(Ok(()), |(_, row)| Err(self.words(row, what)))
+        });
     }
 
     /// First page and number of the pages of the `at`-th row. No row that discards shares a huge page with one that is done beside it.
@@ -190,46 +213,40 @@ impl Stage {
         });
     }
 
-    /// The pages of a row as the map shows them, each with its bytes' hash; none while the VM is being laid out anew.
-    fn look(&self, row: &Row, at: usize) -> Vec<(Page, Option<String>)> {
-        let Some(vm) = self.daemon.vm_of(self.guest.pid()) else { return Vec::new() };
+    /// The map as it is now; nothing while the VM is being laid out anew.
+    fn look(&self) -> Option<(Vm, Vec<Page>)> {
+        let vm = self.daemon.vm_of(self.guest.pid())?;
         let pages = self.daemon.pages(&vm.id);
-        if pages.len() as u64 != vm.pages.total || vm.pages.total < PAGES {
-            return Vec::new();
-        }
+        (pages.len() as u64 == vm.pages.total && vm.pages.total >= PAGES).then_some((vm, pages))
+    }
+
+    /// The pages of a row in it, and what is in them.
+    fn pages_of(&self, row: &Row, at: usize, look: &Option<(Vm, Vec<Page>)>) -> Vec<Seen> {
+        let Some((vm, pages)) = look else { return Vec::new() };
         let (first, count) = match (row.kind.plugs(), row.kind.changes_all()) {
             (true, _) => (PAGES, COUNT),
             (_, true) => (1, PAGES - 1),
             _ => self.own_pages(at),
         };
-        let truth = oracle::content(&vm, &pages);
-        let both = pages.into_iter().zip(truth);
-        both.filter(|(page, _)| (first..first + count).contains(&page.page)).collect()
-    }
-
-    /// Whether the map claims nothing wrong of the row's pages.
-    fn noticed(&self, row: &Row, at: usize) -> bool {
-        let look = self.look(row, at);
-        !look.is_empty()
-            && look.iter().all(|(page, truth)| page.state == State::Stale || page.fingerprint == *truth)
-    }
-
-    /// Whether it knows them.
-    fn known(&self, row: &Row, at: usize) -> bool {
-        if !self.nothing_is_stale() {
-            return false;
-        }
-        let look = self.look(row, at);
-        let right =
-            |(page, truth): &(Page, Option<String>)| page.state != State::Stale && page.fingerprint == *truth;
-        !look.is_empty() && look.iter().all(right)
+        let sources: Vec<_> = vm.coverage.iter().map(|region| oracle::source(vm, region)).collect();
+        let own = pages.iter().filter(|page| (first..first + count).contains(&page.page));
+        own.map(|page| Seen {
+            state: page.state,
+            fingerprint: page.fingerprint.clone(),
+            truth: oracle::truth(page, &sources[page.region as usize]),
+        })
+        .collect()
     }
 
     /// Every page of the map is known and right: at once what is shown as known, and soon all. (Direct I/O has to settle first; and as often
     /// as discovery finds something out, all is read anew.)
     fn known_and_right(&self, context: &str) {
         let context = format!("{:?}, {:?}, {context}", self.ram, self.witness);
-        oracle::compare_claims(&self.daemon, &self.vm).expect_exact(&context);
+        let claims = oracle::compare_claims(&self.daemon, &self.vm);
+        claims.expect_exact(&context);
+        if claims.states[State::Stale as usize] == 0 {
+            return;
+        }
         let known = || {
             (self.nothing_is_stale() && oracle::compare(&self.daemon, &self.vm).differing == 0).then_some(())
         };
@@ -249,6 +266,28 @@ impl Stage {
             (vm.pages.total == PAGES && !TRANSIENT.iter().any(|text| holds(text))).then_some(())
         });
     }
+}
+
+/// A page as the map shows it, and its bytes' hash.
+struct Seen {
+    state: State,
+    fingerprint: Option<String>,
+    truth: Option<String>,
+}
+
+impl Seen {
+    fn claims_nothing_wrong(&self) -> bool {
+        self.state == State::Stale || self.fingerprint == self.truth
+    }
+
+    fn is_known(&self) -> bool {
+        self.state != State::Stale && self.fingerprint == self.truth
+    }
+}
+
+/// No pages are not all right.
+fn all(pages: &[Seen], right: impl Fn(&Seen) -> bool) -> bool {
+    !pages.is_empty() && pages.iter().all(right)
 }
 
 impl Witness {

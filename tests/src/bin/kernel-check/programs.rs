@@ -24,7 +24,7 @@ struct Program {
 }
 
 /// There is no QEMU in here, so what needs one is left out; so is what repeats a thing hundreds of times or measures time.
-static PROGRAMS: [Program; 6] = [
+static PROGRAMS: [Program; 7] = [
     Program {
         name: "ebpf",
         arguments: Some(&[]),
@@ -63,6 +63,12 @@ static PROGRAMS: [Program; 6] = [
         arguments: Some(&["--exact", "write_protection"]),
         without_scan: Some(&["--include-ignored", "soft_dirty_bits"]),
         beside: true,
+    },
+    Program {
+        name: "conformance",
+        arguments: Some(&["--exact", "no_write_protection"]),
+        without_scan: Some(&["--exact", "no_write_protection"]),
+        beside: false,
     },
 ];
 
