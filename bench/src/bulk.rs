@@ -7,7 +7,8 @@ use std::{thread, time::Duration};
 use memdex_tests::Scratch;
 
 use crate::{
-    daemon::{self, cpu_seconds, metric, settled},
+    cpu_clock,
+    daemon::{self, metric, settled},
     figure::{Bound, Figures, median},
     vmm::Vmm,
 };
@@ -31,12 +32,12 @@ pub(crate) fn measure(figures: &mut Figures) {
     let (mut rates, mut times) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         thread::sleep(REST);
-        let before = (metric(&daemon, "memdex_vm_pages_read_total"), cpu_seconds(pid));
+        let before = (metric(&daemon, "memdex_vm_pages_read_total"), cpu_clock::used(pid).as_secs_f64());
         vmm.write_at_once(0, PAGES);
         // The last marks are taken with the next tick.
         thread::sleep(Duration::from_millis(200));
         settled(&daemon, vmm.pid(), Duration::from_secs(60));
-        let taken = cpu_seconds(pid) - before.1;
+        let taken = cpu_clock::used(pid).as_secs_f64() - before.1;
         let read = metric(&daemon, "memdex_vm_pages_read_total") - before.0;
         assert!(read >= PAGES as f64, "{read} pages of {PAGES} were read again");
         rates.push(read / taken);

@@ -19,9 +19,14 @@ pub(crate) fn start(scratch: &Scratch, name: &str, include: &str) -> Daemon {
 
 /// The same with further arguments.
 pub(crate) fn start_with(scratch: &Scratch, name: &str, include: &str, more: &[String]) -> Daemon {
+    start_for(scratch, name, vec![include.to_owned()], more)
+}
+
+/// The same for several VMs.
+pub(crate) fn start_for(scratch: &Scratch, name: &str, include: Vec<String>, more: &[String]) -> Daemon {
     let arguments = ["--hash-threads".to_owned(), HASH_THREADS.to_string()];
     let options = Options {
-        include: vec![include.to_owned()],
+        include,
         tcp: true,
         token_file: Some(scratch.path("token")),
         arguments: [&arguments, more].concat(),
@@ -68,14 +73,4 @@ pub(crate) fn resident(pid: u32) -> f64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel says VmRSS");
     let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
     kib * 1024.0
-}
-
-/// Seconds of CPU a process has used.
-pub(crate) fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the daemon runs");
-    let (_, after) = stat.rsplit_once(") ").expect("the name ends with a parenthesis");
-    let fields: Vec<&str> = after.split(' ').collect();
-    // Fields 14 and 15 of proc(5), counted from field 3 here.
-    let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("a number")).sum();
-    ticks / rustix::param::clock_ticks_per_second() as f64
 }

@@ -1,7 +1,7 @@
 //! What an idle guest costs, and how that grows with its memory.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,12 +12,12 @@ use memdex_tests::{
 };
 
 use crate::{
-    daemon::{self, cpu_seconds},
+    cpu_clock, daemon,
     figure::{Bound, Figures},
     vmm::Vmm,
 };
 
-pub(crate) const NAMES: [&str; 2] = ["idle_core_share", "idle_cores_per_256gib"];
+pub(crate) const NAMES: [&str; 3] = ["idle_core_share", "idle_cores_per_256gib", "idle_cores_64_vms"];
 
 const MIB: u64 = 1024;
 const WATCHED: Duration = Duration::from_secs(30);
@@ -28,6 +28,10 @@ const LARGE: f64 = 256.0;
 /// Each is watched so many times, by turns of all: longer than several audits of the largest one.
 const TIMES: usize = 8;
 const EACH: Duration = Duration::from_secs(12);
+/// VMs of one daemon that another straight line is laid through, how large each is, and how many the line is read at.
+const COUNTS: [usize; 3] = [1, 8, 32];
+const SMALL: usize = 64;
+const MANY: f64 = 64.0;
 
 pub(crate) fn measure(figures: &mut Figures, wanted: impl Fn(&str) -> bool) {
     if wanted(NAMES[0]) {
@@ -35,6 +39,9 @@ pub(crate) fn measure(figures: &mut Figures, wanted: impl Fn(&str) -> bool) {
     }
     if wanted(NAMES[1]) {
         measure_sizes(figures);
+    }
+    if wanted(NAMES[2]) {
+        measure_counts(figures);
     }
 }
 
@@ -53,15 +60,16 @@ fn measure_sizes(figures: &mut Figures) {
         })
         .collect();
     thread::sleep(Duration::from_secs(5));
-    let mut used = || -> Vec<f64> {
-        watched.iter_mut().map(|(_, daemon)| cpu_nanoseconds(daemon.process().pid())).collect()
+    let mut used = || -> Vec<Duration> {
+        watched.iter_mut().map(|(_, daemon)| cpu_clock::used(daemon.process().pid())).collect()
     };
     let mut points = Vec::new();
     for _ in 0..TIMES {
         let (begun, before) = (Instant::now(), used());
         thread::sleep(EACH);
-        let elapsed = begun.elapsed().as_nanos() as f64;
-        let shares = used().into_iter().zip(before).map(|(now, before)| (now - before) / elapsed);
+        let elapsed = begun.elapsed();
+        let shares =
+            used().into_iter().zip(before).map(|(now, before)| (now - before).div_duration_f64(elapsed));
         points.extend(SIZES.map(|gib| gib as f64).into_iter().zip(shares));
     }
     let line = Line::through(&points);
@@ -81,15 +89,39 @@ fn measure_sizes(figures: &mut Figures) {
     figures.add(NAMES[1], line.at(LARGE).max(0.0) + 2.0 * error, "cores", Bound::AtMost(0.1), how);
 }
 
-/// Processor time of all threads of a process, to the nanosecond: what an idle daemon takes is little.
-fn cpu_nanoseconds(pid: u32) -> f64 {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon runs").flatten();
-    threads
-        .filter_map(|thread| {
-            let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-            text.split(' ').next()?.parse::<f64>().ok()
-        })
-        .sum()
+/// A daemon that has many small VMs that do nothing, so that what is seen is what each VM costs, however large it is. Every page is different and known.
+fn measure_counts(figures: &mut Figures) {
+    eprintln!("{COUNTS:?} idle VMs of {SMALL} MiB in one daemon, watched for {} s", WATCHED.as_secs());
+    let scratch = Scratch::new("bench-idle-counts");
+    let mut vmms: Vec<Vmm> = Vec::new();
+    let mut points = Vec::new();
+    for count in COUNTS {
+        while vmms.len() < count {
+            let at = vmms.len();
+            vmms.push(Vmm::start(&scratch, &format!("vmm{at}"), SMALL, 0, at as u64 + 1));
+        }
+        let include = vmms.iter().map(|vmm| format!("*-{}", vmm.pid())).collect();
+        let mut daemon = daemon::start_for(&scratch, &format!("daemon{count}"), include, &[]);
+        for vmm in &vmms {
+            daemon::indexed(&daemon, vmm.pid());
+        }
+        thread::sleep(Duration::from_secs(5));
+        let pid = daemon.process().pid();
+        for _ in 0..TIMES / 2 {
+            let (begun, before) = (Instant::now(), cpu_clock::used(pid));
+            thread::sleep(WATCHED / (TIMES as u32 / 2));
+            let share = (cpu_clock::used(pid) - before).div_duration_f64(begun.elapsed());
+            points.push((count as f64, share));
+        }
+    }
+    let line = Line::through(&points);
+    let error = line.error(MANY);
+    let how = format!(
+        "{COUNTS:?} VMs that do nothing, in one daemon: {:.3} % of a core and {:.3} % more for each, read at {MANY} VMs with twice its error of {error:.3} cores",
+        line.intercept * 100.0,
+        line.slope * 100.0,
+    );
+    figures.add(NAMES[2], line.at(MANY).max(0.0) + 2.0 * error, "cores", Bound::AtMost(0.1), how);
 }
 
 /// The straight line through points, by least squares.
@@ -144,9 +176,9 @@ fn measure_guest(figures: &mut Figures) {
     daemon::indexed(&daemon, guest.pid());
     thread::sleep(Duration::from_secs(3));
     let pid = daemon.process().pid();
-    let (begun, before) = (Instant::now(), cpu_seconds(pid));
+    let (begun, before) = (Instant::now(), cpu_clock::used(pid));
     thread::sleep(WATCHED);
-    let share = (cpu_seconds(pid) - before) / begun.elapsed().as_secs_f64();
+    let share = (cpu_clock::used(pid) - before).div_duration_f64(begun.elapsed());
     let how = format!(
         "CPU time of the daemon over {} s; the guest boots Linux and does nothing",
         WATCHED.as_secs()

@@ -6,6 +6,7 @@
 mod bulk;
 mod churn;
 mod compare;
+mod cpu_clock;
 mod curves;
 mod daemon;
 mod diff;

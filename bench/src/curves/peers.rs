@@ -8,7 +8,7 @@ use memdex_tests::{Scratch, daemon::Daemon, wait};
 use migrate_client::{Client, ClientOptions, HostUrl};
 use tokio::runtime::Runtime;
 
-use crate::{daemon, figure::median, vmm::Vmm};
+use crate::{cpu_clock, daemon, figure::median, vmm::Vmm};
 
 const PEERS: [usize; 4] = [1, 4, 16, 64];
 /// Memory of the VM here and of the one there, all of whose pages differ; half of each is the same.
@@ -77,9 +77,9 @@ fn with(peers: usize, peer: &Daemon) -> (f64, Option<Point>) {
     }
     // Once all is known it is kept up to date once a second.
     thread::sleep(Duration::from_secs(2));
-    let before = daemon::cpu_seconds(pid);
+    let before = cpu_clock::used(pid).as_secs_f64();
     thread::sleep(Duration::from_secs(3));
-    let idle_percent = (daemon::cpu_seconds(pid) - before) / 3.0 * 100.0;
+    let idle_percent = (cpu_clock::used(pid).as_secs_f64() - before) / 3.0 * 100.0;
     let resident = daemon::resident(pid) / f64::from(1 << 20);
     if names.is_empty() {
         return (resident, None);

@@ -11,7 +11,8 @@ use std::{
 use memdex_tests::Scratch;
 
 use crate::{
-    daemon::{self, cpu_seconds, metric, settled},
+    cpu_clock,
+    daemon::{self, metric, settled},
     freshness::{delays, quantile},
     vmm::Vmm,
 };
@@ -60,14 +61,14 @@ fn with(budget: &'static str) -> Vec<Point> {
         let count = per_second * SECONDS;
         // Pages are quiet when nothing was published for them lately.
         thread::sleep(Duration::from_secs(2));
-        let before = (cpu_seconds(pid), metric(&daemon, "memdex_vm_arming_held_total"));
+        let before = (cpu_clock::used(pid).as_secs_f64(), metric(&daemon, "memdex_vm_arming_held_total"));
         let begun = Instant::now();
         vmm.write(next, count, per_second);
         let ended = Instant::now();
         thread::sleep(LOOK);
         settled(&daemon, vmm_pid, Duration::from_secs(60));
         let behind_seconds = ended.elapsed().as_secs_f64();
-        let cpu = cpu_seconds(pid) - before.0;
+        let cpu = cpu_clock::used(pid).as_secs_f64() - before.0;
         let cpu_percent = cpu / begun.elapsed().as_secs_f64() * 100.0;
         let held = metric(&daemon, "memdex_vm_arming_held_total") - before.1;
         thread::sleep(Duration::from_secs(2));

@@ -2,7 +2,7 @@
 
 use memdex_tests::Scratch;
 
-use crate::{daemon, vmm::Vmm};
+use crate::{cpu_clock, daemon, vmm::Vmm};
 
 const MIB: [usize; 4] = [256, 1024, 2048, 4096];
 
@@ -34,7 +34,7 @@ fn point(mib: usize, alone: f64) -> Point {
     let mut daemon = daemon::start(&scratch, "daemon", &format!("*-{}", vmm.pid()));
     let vm = daemon::indexed(&daemon, vmm.pid());
     let pid = daemon.process().pid();
-    let cpu_seconds = daemon::cpu_seconds(pid);
+    let cpu_seconds = cpu_clock::used(pid).as_secs_f64();
     let pages = (mib << 8) as f64;
     assert_eq!(vm.pages.current as f64, pages, "every page is known: {:?}", vm.pages);
     let resident = daemon::resident(pid);

@@ -87,8 +87,9 @@ impl Tracker {
             self.vm.counters.mark_overflows.add(1);
             self.everything_discarded();
         }
-        let quiescent = !self.calls_lost && self.marks.as_ref().is_none_or(Marks::discards_quiescent);
-        if self.queue.awaits_discards() && quiescent {
+        // Asked only if somebody waits: asking takes two system calls, and this is done with every tick.
+        let awaited = self.queue.awaits_discards() && !self.calls_lost;
+        if awaited && self.marks.as_ref().is_none_or(Marks::discards_quiescent) {
             self.queue.discards_done();
         }
     }
