@@ -13,8 +13,12 @@ use crate::{
 const PAGES: usize = 1 << 16;
 const ROUNDS: usize = 7;
 
-pub(crate) const NAMES: [&str; 3] =
-    ["hash_batch_over_single", "hash_batch_over_xxh3", "hash_over_read_limit"];
+pub(crate) const NAMES: [&str; 4] =
+    ["hash_batch_over_single", "hash_batch_over_xxh3", "hash_over_read_limit", "hash_odd_over_best"];
+
+/// Largest number of pages that is tried in one call, and so often each.
+const ODD: usize = 33;
+const CALLS: usize = 400;
 
 pub(crate) fn measure(figures: &mut Figures) {
     eprintln!("hashing 256 MiB, page by page and side by side, {ROUNDS} rounds");
@@ -61,6 +65,57 @@ pub(crate) fn measure(figures: &mut Figures) {
     figures.add(NAMES[1], batched / forgeable, "ratio", Bound::AtLeast(0.7), how);
     let how = format!("{read:.2} GB/s to read and add up the words of each page, one thread");
     figures.add(NAMES[2], batched / read, "ratio", Bound::AtLeast(0.0), how);
+}
+
+/// What calls with any number of pages cost, over the cheapest other way to the same digests that a caller could find: page by page with `blake3::hash`, or with
+/// pages added that nobody wants.
+pub(crate) fn measure_odd(figures: &mut Figures) {
+    eprintln!("hashing 1 to {ODD} pages in one call, {ROUNDS} rounds");
+    let mut pages: Vec<Page> = vec![[0; 4096]; ODD];
+    for (number, page) in pages.iter_mut().enumerate() {
+        fill(page, number as u64, 1);
+    }
+    let mut hasher = Hasher::new();
+    let mut out = Vec::with_capacity(ODD);
+    let mut costs = vec![Vec::new(); ODD];
+    let mut singles = Vec::new();
+    for _ in 0..ROUNDS {
+        let begun = Instant::now();
+        for page in pages.iter().cycle().take(CALLS * 4) {
+            black_box(blake3::hash(page));
+        }
+        singles.push(begun.elapsed().as_secs_f64() / 4.0);
+        for (pages, costs) in (1..=ODD).map(|count| &pages[..count]).zip(&mut costs) {
+            let begun = Instant::now();
+            for _ in 0..CALLS {
+                out.clear();
+                hasher.fingerprint(black_box(pages), &mut out);
+                black_box(&out);
+            }
+            costs.push(begun.elapsed().as_secs_f64());
+        }
+    }
+    let single = median(singles);
+    let costs: Vec<f64> = costs.into_iter().map(median).collect();
+    let over_best = |count: usize| {
+        let more = costs[count..].iter().copied().fold(f64::INFINITY, f64::min);
+        costs[count - 1] / more.min(single * count as f64)
+    };
+    let worst = (1..ODD)
+        .map(|count| (over_best(count), count))
+        .fold((0.0, 0), |worst, this| if this.0 > worst.0 { this } else { worst });
+    let page = |count: usize| costs[count - 1] / CALLS as f64 / count as f64 * 1e6;
+    let how = format!(
+        "worst with {} pages; a page takes {:.2} µs in a call of 1, {:.2} of 7, {:.2} of 15, {:.2} of 16, {:.2} of 17, {:.2} of 32",
+        worst.1,
+        page(1),
+        page(7),
+        page(15),
+        page(16),
+        page(17),
+        page(32)
+    );
+    figures.add(NAMES[3], worst.0, "ratio", Bound::AtMost(1.15), how);
 }
 
 /// The least that anybody can do who has to see every byte.

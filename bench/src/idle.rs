@@ -26,7 +26,7 @@ const SIZES: [usize; 3] = [1, 4, 12];
 /// What the line is read at.
 const LARGE: f64 = 256.0;
 /// Each is watched so many times, by turns of all: longer than several audits of the largest one.
-const TIMES: usize = 8;
+const TIMES: usize = 12;
 const EACH: Duration = Duration::from_secs(12);
 /// VMs of one daemon that another straight line is laid through, how large each is, and how many the line is read at.
 const COUNTS: [usize; 3] = [1, 8, 32];

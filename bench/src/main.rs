@@ -98,6 +98,7 @@ fn main() -> ExitCode {
     let mut figures = Figures::default();
     if wanted(&hashing::NAMES) {
         hashing::measure(&mut figures);
+        hashing::measure_odd(&mut figures);
     }
     if wanted(&["first_index_over_hash", "first_index_over_file_hash", "daemon_bytes_per_page"]) {
         first_index::measure(&mut figures);
