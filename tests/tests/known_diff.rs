@@ -11,7 +11,9 @@ use std::{
 use memdex_tests::{
     Daemon, Scratch, Tiny,
     contract::{Diff, Vm},
-    daemon, wait,
+    daemon,
+    relay::Relay,
+    wait,
 };
 
 /// Pages that may wrongly seem to be at the peer: of the hundreds here one in ten runs has one.
@@ -130,6 +132,43 @@ fn what_a_peer_holds_is_known_before_it_is_asked_for() {
         (!output.status.success()).then_some(output)
     });
     assert_eq!(failed.status.code(), Some(4), "{}", String::from_utf8_lossy(&failed.stderr));
+}
+
+/// The connection breaks, or carries nothing for some time: what changed meanwhile is told when it is there again, and nothing else is.
+#[test]
+fn a_link_that_breaks_costs_no_new_picture() {
+    let scratch = Scratch::new("resumed");
+    let mut guests = ["a", "b"].map(|name| Tiny::start(&scratch, &scratch.name(name)));
+    guests[0].write(16, 1000, 50_000);
+    guests[1].write(900, 700, 50_400);
+    let there = host(&scratch, "there", "b", &[]);
+    let _ = there.wait_for_vm(guests[1].pid(), APPEAR);
+    let relay = Relay::to(([127, 0, 0, 1], there.port()).into()).expect("a relay between the hosts");
+    let here = host(&scratch, "here", "a", &[&format!("there=tcp://{}", relay.address())]);
+    let vm = here.wait_for_vm(guests[0].pid(), APPEAR).0;
+    known(&here, &vm, 601, 400);
+    let changes = figure(&here, "changes_total");
+
+    relay.cut();
+    guests[1].write(2000, 100, 50_000);
+    guests[1].run("zero 900 50");
+    guests[0].run("zero 16 10");
+    wait::until("the break to be noticed", SOON, || {
+        here.log().contains("is not followed for now").then_some(())
+    });
+    relay.mend();
+    // Of pages 10 to 999: 50,010 to 50,099 and 50,450 to 50,999, and page 0.
+    known(&here, &vm, 641, 350);
+
+    relay.stall();
+    guests[1].write(2000, 50, 90_000);
+    // Held back by the relay, and nobody is told.
+    sleep(Duration::from_secs(2));
+    relay.mend();
+    known(&here, &vm, 601, 390);
+    assert_eq!(figure(&here, "pictures_total"), 1.0, "{}", here.log());
+    let told = figure(&here, "changes_total") - changes;
+    assert!((150.0..600.0).contains(&told), "{told} changes were told");
 }
 
 /// One that says it has a picture, and sends what is none; and one of a version that has none.

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::setup::{self, Scope};
-use crate::workspace::{Outcome, cargo, find_program, run, target};
+use crate::workspace::{Failure, Outcome, cargo, find_program, run, target};
 
 /// Set the machine up, build everything, run every test.
 ///
@@ -23,6 +23,12 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn main(arguments: &Arguments) -> Outcome {
+    let nextest = find_program("cargo-nextest").is_some();
+    if !nextest && arguments.runner.iter().any(|argument| is_filter_expression(argument)) {
+        return Err(Failure::new(
+            "filter expressions (-E) are cargo-nextest's, which is not installed: `cargo install --locked cargo-nextest`, or name tests without -E",
+        ));
+    }
     setup::ensure(Scope::Guests)?;
 
     // The black-box tests start the real programs, which cargo would not build for a test of another package. Building
@@ -36,7 +42,7 @@ pub(crate) fn main(arguments: &Arguments) -> Outcome {
     }
 
     let mut command = cargo();
-    if find_program("cargo-nextest").is_some() {
+    if nextest {
         command.args(["nextest", "run", "--locked", "--no-fail-fast"]);
     } else {
         // Guests of tests that run side by side would take each other's cores.
@@ -46,10 +52,14 @@ pub(crate) fn main(arguments: &Arguments) -> Outcome {
         command.arg("--workspace");
     }
     command.args(&arguments.runner);
-    if find_program("cargo-nextest").is_none() {
+    if !nextest {
         command.env("RUST_TEST_THREADS", "1");
     }
     run(with_programs(&mut command))
+}
+
+fn is_filter_expression(argument: &str) -> bool {
+    argument.starts_with("-E") || argument.starts_with("--filter-expr") || argument.starts_with("--filterset")
 }
 
 fn with_programs(command: &mut Command) -> &mut Command {

@@ -5,11 +5,12 @@
 //!   in [`stage`]. `MEMDEX_FAULT_RUNS` says how often each is tried, `MEMDEX_FAULT_SEED` at which moments.
 //! - [`lying_source`], [`lying_destination`]: the other end is a [`liar`].
 //! - [`direct_io`]: a guest whose disk is opened with `cache=none`.
-//! - [`several`]: guests that move together. [`settings`]: what a migration can be told.
+//! - [`several`]: guests that move together. [`settings`]: what a migration can be told. [`example`]: another tool moves a guest.
 
 mod broken_link;
 mod calling_off;
 mod direct_io;
+mod example;
 mod hosts;
 mod kills;
 mod liar;
