@@ -39,6 +39,8 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     /// Further arguments.
     pub arguments: Vec<String>,
+    /// Folders that are empty as it sees them.
+    pub hidden: Vec<PathBuf>,
 }
 
 /// A running daemon.
@@ -311,7 +313,11 @@ fn spawn(
     token_file: &Path,
     log: &Path,
 ) -> Process {
-    let mut command = scratch.command(binary("memdexd"));
+    let mut command = if options.hidden.is_empty() {
+        scratch.command(binary("memdexd"))
+    } else {
+        without(scratch, &options.hidden)
+    };
     command.args(["--listen", &format!("unix:{}", socket.display())]);
     if let Some(port) = port {
         command.args(["--listen", &format!("tcp://127.0.0.1:{port}")]);
@@ -329,6 +335,15 @@ fn spawn(
     command.stdin(std::process::Stdio::null());
     command.stdout(file.try_clone().expect("a descriptor can be copied")).stderr(file);
     Process::start(name, &mut command)
+}
+
+/// The daemon in a mount namespace of its own, in which these folders are empty. The process is the daemon's in the end.
+fn without(scratch: &Scratch, hidden: &[PathBuf]) -> std::process::Command {
+    let mut command = scratch.command("unshare");
+    let mounts = hidden.iter().map(|folder| format!("mount -t tmpfs none '{}' && ", folder.display()));
+    let script = mounts.collect::<String>() + "exec \"$0\" \"$@\"";
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).arg(binary("memdexd"));
+    command
 }
 
 /// Runs `memdex --host URL …` to its end.

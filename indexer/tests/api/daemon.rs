@@ -92,7 +92,6 @@ fn a_second_signal_ends_it_at_once() {
     std::thread::sleep(Duration::from_millis(200));
     signal(&daemon, rustix::process::Signal::INT);
     std::thread::sleep(Duration::from_millis(300));
-    let start = Instant::now();
     signal(&daemon, rustix::process::Signal::INT);
     let status = daemon.wait().unwrap();
     // An orderly stop would have ended with 0; and not before the client above had had its time.

@@ -234,6 +234,12 @@ impl Hooks {
         self.attached(Hook::Discard)
     }
 
+    /// Whether other processes that map a VM's RAM are seen as they do.
+    #[must_use]
+    pub fn mappings_attached(&self) -> bool {
+        self.attached(Hook::Mmap)
+    }
+
     /// Whether page faults that precede a write are seen.
     #[must_use]
     pub fn faults_attached(&self) -> bool {

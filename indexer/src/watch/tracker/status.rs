@@ -8,7 +8,7 @@ use memdex_wire::{
 };
 
 use super::{Tracker, check::Distrust, region::Watched, ring};
-use crate::{host::Status, watch::protection::Protection};
+use crate::{host::Status, vm::descriptor::Backing, watch::protection::Protection};
 
 impl Tracker {
     pub(super) fn update_status(&mut self) {
@@ -62,8 +62,17 @@ impl Tracker {
             reasons.push(
                 "discarded memory (balloon) is only noticed late: the eBPF hooks on discards are not attached".to_owned(),
             );
+        } else if self.protection.is_ok() && !self.shared.hooks.mappings_attached() && self.has_files() {
+            reasons.push(
+                "another process that maps this VM's RAM is only noticed late: the eBPF hook on mmap is not attached".to_owned(),
+            );
         }
         reasons
+    }
+
+    /// Whether there is memory that another process can map.
+    fn has_files(&self) -> bool {
+        self.regions.iter().any(|watched| matches!(watched.region.backing, Backing::SharedFile { .. }))
     }
 
     /// How a region is watched: as it is by itself, and no better than all of the VM.

@@ -1,4 +1,5 @@
-//! What a guest pays for its first write to an armed page, with the faults of two-stage paging: as a ratio, because the processor is emulated.
+//! What a guest pays for its first write to an armed page, with the faults of two-stage paging, with the eBPF programs and without: as a ratio, because the processor is
+//! emulated.
 
 use std::time::Instant;
 
@@ -13,15 +14,29 @@ pub(crate) fn check(reporter: &mut Reporter, abilities: &Abilities) {
     if !abilities.exact() {
         return;
     }
-    let measured = reporter.prepare("every first write to an armed page is counted as a fault", || {
-        let measured = measure()?;
+    one(reporter, "", &[]);
+    // Soft-dirty bits are not used without eBPF.
+    if abilities.page_by_page() {
+        one(reporter, ", no eBPF", &["--witness", "write-protect"]);
+    }
+}
+
+/// With these witnesses.
+fn one(reporter: &mut Reporter, which: &str, witnesses: &[&str]) {
+    let name = format!("every first write to an armed page is counted as a fault{which}");
+    let measured = reporter.prepare(&name, || {
+        let measured = measure(witnesses)?;
         let detail = format!("{} faults; {:.0} ns a page untracked", measured.faults, measured.untracked);
         Ok((measured, detail))
     });
     let Some(measured) = measured else { return };
-    let fact = |ratio: f64| format!("{ratio:.1} (ratio, emulated)");
-    reporter.fact("a guest's write: armed / untracked", fact(measured.armed / measured.untracked));
-    reporter.fact("a guest's write: writable / untracked", fact(measured.writable / measured.untracked));
+    for (state, time) in [("armed", measured.armed), ("writable", measured.writable)] {
+        let ratio = time / measured.untracked;
+        reporter.fact(
+            &format!("a guest's write: {state} / untracked{which}"),
+            format!("{ratio:.1} (ratio, emulated)"),
+        );
+    }
 }
 
 /// Nanoseconds for a page.
@@ -32,7 +47,7 @@ struct Measured {
     faults: u64,
 }
 
-fn measure() -> Result<Measured, String> {
+fn measure(witnesses: &[&str]) -> Result<Measured, String> {
     let scratch = Scratch::new("cost");
     let options = tiny::Options { mib: 32, ..tiny::Options::default() };
     let mut guest = Tiny::start_with(&scratch, &scratch.name("c"), &options);
@@ -46,7 +61,8 @@ fn measure() -> Result<Measured, String> {
     let untracked = median((1..=ROUNDS).map(&mut write).collect());
 
     // Between two ticks nothing is armed but by a sync: what is written twice in a row takes its fault the first time.
-    let arguments = ["--tick-ms", "10000", "--guest-budget", "100"].map(str::to_owned).to_vec();
+    let arguments = ["--tick-ms", "10000", "--guest-budget", "100"].iter().chain(witnesses);
+    let arguments = arguments.map(|argument| (*argument).to_owned()).collect();
     let mut daemon = Daemon::start_with(&scratch, "memdexd", &Options { arguments, ..Options::default() });
     let (vm, _) = daemon.wait_for_vm(pid, APPEAR);
     daemon.sync(&vm.id);
