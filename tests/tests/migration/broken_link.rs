@@ -54,7 +54,7 @@ fn cut(stage: &mut Stage) {
         let (relay, waiting) = (stage.relay(), stage.waiting());
         let mut log = Tail::of(stage.here().log_file());
         let moving = stage.begin_through(&relay, &waiting, &SLOW);
-        moment.wait(&mut log);
+        assert!(moment.wait(&mut log), "it never came to this moment: {}", log.text());
         relay.cut();
         // The link is gone for any while.
         std::thread::sleep(stage.chance.duration(Duration::from_secs(1)));
@@ -71,7 +71,7 @@ fn short_silence(stage: &mut Stage) {
         let (relay, mut waiting) = (stage.relay(), stage.waiting());
         let mut log = Tail::of(stage.here().log_file());
         let moving = stage.begin_through(&relay, &waiting, &SLOW);
-        moment.wait(&mut log);
+        assert!(moment.wait(&mut log), "it never came to this moment: {}", log.text());
         relay.stall();
         std::thread::sleep(stage.chance.duration(Duration::from_secs(3)));
         relay.mend();
@@ -89,7 +89,7 @@ fn silence(stage: &mut Stage) {
         let (relay, mut waiting) = (stage.relay(), stage.waiting());
         let mut log = Tail::of(stage.here().log_file());
         let moving = stage.begin_through(&relay, &waiting, &SLOW);
-        moment.wait(&mut log);
+        assert!(moment.wait(&mut log), "it never came to this moment: {}", log.text());
         relay.stall();
         wait::until("the guest to run, or to be handed over", BLACKOUT, || {
             let ended =

@@ -47,7 +47,7 @@ fn guest_runs_once_whatever_dies_while_it_moves() {
             let mut log = Tail::of(stage.here().log_file());
             let to = tcp(stage.there());
             let mut moving = stage.begin(&waiting, &to, &["--max-bandwidth", SLOW, "--downtime", "300ms"]);
-            moment.wait(&mut log);
+            assert!(moment.wait(&mut log), "it never came to this moment: {}", log.text());
             kill(&mut stage, &mut moving, waiting);
         }
     }

@@ -80,7 +80,8 @@ impl Moment {
         Self { phase: Some(phase), after: Duration::ZERO }
     }
 
-    /// Waits for it. `log` was made before the migration began. False if the phase was not seen.
+    /// Waits for it. `log` was made before the migration began. False if the phase was not seen: then the fault would be none.
+    #[must_use]
     pub fn wait(&self, log: &mut Tail) -> bool {
         let seen = self.phase.is_none_or(|phase| {
             log.wait_for(&if phase == ENDED { phase.to_owned() } else { format!("phase=\"{phase}\"") })
