@@ -155,6 +155,7 @@ impl Stage {
                 // A tmpfs, as /run is.
                 socket: Some(self.scratch.shm(&format!("{}.sock", side.letter()))),
                 arguments: ["--log", "info"].map(str::to_owned).to_vec(),
+                ..DaemonOptions::default()
             };
             Daemon::start_with(&self.scratch, &format!("host-{}", side.letter()), &options)
         }));

@@ -32,6 +32,7 @@ use tokio::{
 };
 
 use super::{
+    journal::{Entry, Journal},
     monitor::CANCELLED,
     qmp::{Qmp, QmpError},
     resolve::{Destination, Verdict, who_runs},
@@ -57,10 +58,13 @@ pub struct Orders {
     pub steps: Vec<Step>,
     /// What to tell it instead if the destination runs the guest.
     pub gone: Vec<Step>,
+    /// To be written down once the guest was let run, so that nobody lets it run a second time who comes after: it may have been paused by then.
+    #[serde(default)]
+    pub ran: Option<(Journal, Entry)>,
 }
 
 /// One thing to tell QEMU.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// The QMP command.
     pub command: String,
@@ -98,7 +102,7 @@ impl Step {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Word {
-    Orders(Orders),
+    Orders(Box<Orders>),
     /// All is well: end without doing anything.
     Release,
 }
@@ -133,7 +137,7 @@ impl Guard {
     /// # Errors
     /// If the guard has ended: then nothing more may be changed.
     pub fn order(&mut self, orders: &Orders) -> io::Result<()> {
-        self.say(&Word::Orders(orders.clone()))
+        self.say(&Word::Orders(Box::new(orders.clone())))
     }
 
     fn say(&mut self, word: &Word) -> io::Result<()> {
@@ -197,7 +201,7 @@ async fn stand() -> io::Result<()> {
         // The end, or an error such as a reset: the daemon is no more.
         let Ok(Some(line)) = words.next_line().await else { break };
         match serde_json::from_str(&line)? {
-            Word::Orders(new) => orders = new,
+            Word::Orders(new) => orders = *new,
             Word::Release => return Ok(()),
         }
     }
@@ -225,7 +229,12 @@ async fn carry_out(mut qmp: Qmp, orders: &Orders) {
     }
     for step in steps {
         match &step.until {
-            Some(wanted) => tell_until(&mut qmp, &orders.vm, step, wanted).await,
+            Some(wanted) => {
+                let is_so = tell_until(&mut qmp, &orders.vm, step, wanted).await;
+                if let Some((journal, entry)) = orders.ran.as_ref().filter(|_| is_so) {
+                    write_down(journal, entry);
+                }
+            }
             None => tell(&mut qmp, &orders.vm, step).await,
         }
     }
@@ -244,14 +253,24 @@ async fn tell(qmp: &mut Qmp, vm: &str, step: &Step) {
     }
 }
 
-async fn tell_until(qmp: &mut Qmp, vm: &str, step: &Step, wanted: &str) {
+fn write_down(journal: &Journal, entry: &Entry) {
+    // If it is there no more, whoever needed it has heard.
+    if journal.has(&entry.id)
+        && let Err(error) = journal.write(entry)
+    {
+        tracing::warn!(vm = entry.name, %error, "guard: the journal of migrations cannot be written");
+    }
+}
+
+/// Whether it was brought about.
+async fn tell_until(qmp: &mut Qmp, vm: &str, step: &Step, wanted: &str) -> bool {
     let (begun, mut said) = (Instant::now(), false);
     loop {
         let state = qmp.execute("query-status", serde_json::json!({})).await;
         match state.as_ref().map(|state| state["status"].as_str().unwrap_or("unknown")) {
             Ok(state) if state == wanted => {
                 tracing::info!(vm, state, "guard: done");
-                return;
+                return true;
             }
             Ok(state) if !step.while_in.iter().any(|expected| expected == state) => {
                 tracing::error!(
@@ -260,11 +279,11 @@ async fn tell_until(qmp: &mut Qmp, vm: &str, step: &Step, wanted: &str) {
                     wanted,
                     "guard: somebody else has decided what becomes of the guest"
                 );
-                return;
+                return false;
             }
             Err(error @ QmpError::Lost(_)) => {
                 tracing::error!(vm, wanted, %error, "guard: the VM has ended");
-                return;
+                return false;
             }
             // It does not answer. What it is told now it would do whenever it can, whatever state it is in by then.
             Err(error) => {
@@ -305,6 +324,7 @@ async fn tell_until(qmp: &mut Qmp, vm: &str, step: &Step, wanted: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migrate::journal::Decision;
 
     use std::io::{BufRead as _, BufReader};
 
@@ -344,7 +364,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (qmp, played) = qemu(states, refuses);
-            carry_out(qmp, &Orders { vm: "vm".to_owned(), ask: None, steps, gone: Vec::new() }).await;
+            carry_out(qmp, &Orders { vm: "vm".to_owned(), steps, ..Orders::default() }).await;
             played.join().unwrap()
         })
     }
@@ -354,6 +374,43 @@ mod tests {
         let steps = vec![Step::run(&["paused"]), Step::new("after")];
         let told = carried_out(&["paused", "paused", "paused", "running"], 2, steps);
         assert_eq!(told, ["cont", "cont", "cont", "after"]);
+    }
+
+    #[test]
+    fn that_it_was_let_run_is_written_down_for_who_comes_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::new(folder.path().join("x"));
+        let entry = |decision| Entry {
+            id: "ab12".to_owned(),
+            name: "vm".to_owned(),
+            process: (1, 2),
+            monitor: "/m".into(),
+            decision,
+            run: true,
+            undo: Vec::new(),
+        };
+        let carried_out = |states: &'static [&'static str]| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (qmp, played) = qemu(states, 0);
+                let orders = Orders {
+                    steps: vec![Step::run(&["paused"])],
+                    ran: Some((journal.clone(), entry(Decision::Completed))),
+                    ..Orders::default()
+                };
+                // As it comes to the guard.
+                let orders = serde_json::from_slice(&serde_json::to_vec(&orders).unwrap()).unwrap();
+                carry_out(qmp, &orders).await;
+                played.join().unwrap()
+            });
+        };
+        carried_out(&["paused", "running"]);
+        assert!(journal.entries().is_empty(), "the source has heard: nobody needs it any more");
+        journal.write(&entry(Decision::Committed)).unwrap();
+        carried_out(&["postmigrate"]);
+        assert_eq!(journal.entries(), [entry(Decision::Committed)], "it was not let run");
+        carried_out(&["paused", "running"]);
+        assert_eq!(journal.entries(), [entry(Decision::Completed)]);
     }
 
     #[test]

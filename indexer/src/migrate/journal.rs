@@ -12,6 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::guard::Step;
 use crate::vm::descriptor::ProcessId;
 
 /// Where an incoming migration is, as far as it matters to who comes after.
@@ -47,6 +48,9 @@ pub struct Entry {
     pub decision: Decision,
     /// Whether the guest shall run, or stay paused as it was.
     pub run: bool,
+    /// What gives the VMM back the settings it was found with.
+    #[serde(default)]
+    pub undo: Vec<Step>,
 }
 
 impl Entry {
@@ -58,7 +62,7 @@ impl Entry {
 }
 
 /// The folder of the entries.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
     folder: PathBuf,
 }
@@ -171,6 +175,7 @@ mod tests {
             monitor: "/m".into(),
             decision: Decision::Receiving,
             run: true,
+            undo: vec![Step::new("cont")],
         };
         journal.write(&entry).unwrap();
         entry.decision = Decision::Committed;
@@ -194,6 +199,7 @@ mod tests {
             monitor: "/m".into(),
             decision: Decision::Committed,
             run: true,
+            undo: Vec::new(),
         };
         journal.write(&entry).unwrap();
         // A link in the place of what is written aside is replaced, not followed.

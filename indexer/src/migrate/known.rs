@@ -122,6 +122,10 @@ impl Shared {
             return self.find(beginning);
         }
         let all = self.lock();
+        // A peer chooses its ids, and shall not make another one's ambiguous.
+        if let Some(exact) = all.iter().find(|known| known.record().id() == beginning) {
+            return Some(exact.clone());
+        }
         let mut found = all.iter().filter(|known| known.record().id().starts_with(beginning));
         found.next().filter(|_| found.next().is_none()).cloned()
     }

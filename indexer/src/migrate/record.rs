@@ -167,14 +167,12 @@ impl Record {
 
     /// Writes a line into the log, for people.
     pub fn say(&self, text: impl Into<String>) {
-        let text = text.into();
+        // Some of it is a peer's.
+        let text = migrate_client::printable(&text.into());
         let mut state = self.lock();
         tracing::info!(migration = self.id, vm = state.subject.name, phase = state.phase.name(), "{text}");
-        let line = MigrationLogLine {
-            at_ms: self.began.elapsed().as_millis() as u64,
-            phase: state.phase,
-            text: migrate_client::printable(&text),
-        };
+        let line =
+            MigrationLogLine { at_ms: self.began.elapsed().as_millis() as u64, phase: state.phase, text };
         if state.log.len() >= LINES {
             // How it began stays.
             state.log.remove(LINES / 2);

@@ -11,7 +11,7 @@
 //! 1. The source has not begun to hand over. The destination cannot have read it and never will: the source may let the guest run.
 //! 2. It has, and the destination says that it runs, or that it has committed. The source's part is over.
 //! 3. It has, and the destination does not answer. Nobody at the source can know which it is. It asks again, for as long as it takes, with a request that
-//!    *itself* aborts what has not been committed; so any answer at all decides. Until then the guest stands still at the source, which is
+//!    *itself* aborts what has not been committed; so any answer that knows of the migration decides (one of a host that was started anew does not). Until then the guest stands still at the source, which is
 //!    the price of never running twice; it takes a link that breaks within one round trip, and lasts until the link is back.
 //!
 //! A destination whose daemon was killed in that moment answers when it is back: what it committed to is written down before it acts (see

@@ -1,19 +1,21 @@
-//! Who else maps a VM's RAM: vhost-user back ends, virtiofsd, SPDK. Owns a memory of every process's writable shared
-//! mappings; never looks at what is in them.
+//! Who else maps a VM's RAM: vhost-user back ends, virtiofsd, SPDK. Owns a memory of every process's shared
+//! mappings of files; never looks at what is in them.
 //!
 //! Write protection belongs to one address space, so a write through another process's mapping of the same file is
 //! not seen. Looking through every mapping of the host is dear. It is spread over the sweeps, and a process whose
-//! address space has kept its size is left alone for a minute: a new mapping nearly always changes the size.
+//! address space has kept its size is left alone for a minute: a new mapping nearly always changes the size. Not so `mprotect`, which
+//! makes a mapping writable that was not: so who maps RAM at all is looked at in every sweep.
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     time::{Duration, Instant},
 };
 
 use crate::vm::{
     descriptor::ProcessId,
-    maps::{self, FileKey},
-    processes::{Image, ProcessDir},
+    maps::{self, FileKey, Vma},
+    processes::{Image, ProcessDir, Stat},
     table::{Process, ProcessTable},
 };
 
@@ -28,7 +30,7 @@ const LEAST: usize = 8;
 /// Most bytes of one process's `maps`.
 const MAX_MAPS: usize = 16 << 20;
 
-/// Writable shared mappings of all processes but VMMs' own.
+/// Shared mappings of all processes but VMMs' own.
 #[derive(Debug, Default)]
 pub(crate) struct Foreign {
     known: HashMap<ProcessId, Look>,
@@ -42,7 +44,21 @@ struct Look {
     at: Instant,
     image: Image,
     address_space: u64,
+    /// Files that it maps shared: writable, and not.
     files: HashSet<FileKey>,
+    views: HashSet<FileKey>,
+}
+
+impl Look {
+    /// At one whose mappings cannot be seen.
+    fn at_nothing(process: &Process, at: Instant) -> Self {
+        let Stat { image, address_space, .. } = process.stat;
+        Self { at, image, address_space, files: HashSet::new(), views: HashSet::new() }
+    }
+
+    fn maps(&self, ram: &HashSet<FileKey>) -> bool {
+        !self.files.is_disjoint(ram) || !self.views.is_disjoint(ram)
+    }
 }
 
 impl Foreign {
@@ -71,7 +87,7 @@ impl Foreign {
         let turn = if all { table.len() } else { usize::try_from(share).unwrap_or(usize::MAX).max(LEAST) };
 
         let own = std::process::id();
-        let maps_ram = |pid: u32, look: &Look| !vmms.contains(&pid) && !look.files.is_disjoint(ram);
+        let maps_ram = |pid: u32, look: &Look| !vmms.contains(&pid) && look.maps(ram);
         let due: Vec<(Option<Instant>, &Process)> = table
             .iter()
             .filter(|process| {
@@ -96,9 +112,17 @@ impl Foreign {
         });
         by_turns.sort_by_key(|(last, _)| *last);
         for (_, process) in every_time.into_iter().chain(by_turns.into_iter().take(turn)) {
-            let (files, address_space) = writable_files(process, buffer);
-            self.known
-                .insert(process.id(), Look { at: now, image: process.stat.image, address_space, files });
+            match shared_files(process, buffer) {
+                Ok((files, views, address_space)) => {
+                    let image = process.stat.image;
+                    self.known.insert(process.id(), Look { at: now, image, address_space, files, views });
+                }
+                // That says nothing about the process: what is known of it stays, and it is looked at again soon.
+                Err(error) if short_of_something(&error) => {}
+                Err(_) => {
+                    self.known.insert(process.id(), Look::at_nothing(process, now));
+                }
+            }
         }
     }
 
@@ -114,35 +138,43 @@ impl Foreign {
     }
 }
 
-/// The files, and the size of the address space just before they were looked at: what the table knows may be older.
-fn writable_files(process: &Process, buffer: &mut Vec<u8>) -> (HashSet<FileKey>, u64) {
-    let read = ProcessDir::open(process.pid).and_then(|dir| {
-        // The pid may be another's by now; then the look counts for nobody.
-        let stat = dir.stat(&mut Vec::new())?;
-        if stat.start_time == process.stat.start_time {
-            dir.read("maps", MAX_MAPS, buffer).map(|_| stat.address_space)
-        } else {
-            Err(std::io::ErrorKind::NotFound.into())
-        }
-    });
-    match read {
-        Ok(address_space) => (writable(buffer).collect(), address_space),
-        Err(_) => (HashSet::new(), process.stat.address_space),
+/// Files mapped shared and writable, shared and not, and the size of the address space just before they were looked at: what the table knows may be older.
+fn shared_files(
+    process: &Process,
+    buffer: &mut Vec<u8>,
+) -> io::Result<(HashSet<FileKey>, HashSet<FileKey>, u64)> {
+    let dir = ProcessDir::open(process.pid)?;
+    // The pid may be another's by now; then the look counts for nobody.
+    let stat = dir.stat(&mut Vec::new())?;
+    if stat.start_time != process.stat.start_time {
+        return Err(io::ErrorKind::NotFound.into());
     }
+    dir.read("maps", MAX_MAPS, buffer)?;
+    let views = shared(buffer).filter(|vma| !vma.access.write).map(|vma| vma.file).collect();
+    Ok((writable(buffer).collect(), views, stat.address_space))
+}
+
+/// Whether this host, and not the process, is why something could not be read.
+fn short_of_something(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// The files of the writable shared mappings in a `/proc/PID/maps`.
 fn writable(text: &[u8]) -> impl Iterator<Item = FileKey> + '_ {
+    shared(text).filter(|vma| vma.access.write).map(|vma| vma.file)
+}
+
+/// The shared mappings in it.
+fn shared(text: &[u8]) -> impl Iterator<Item = Vma> + '_ {
     text.split(|&byte| byte == b'\n')
         // Most lines are private; a cheap test before parsing.
         .filter(|line| {
-            line.iter().position(|&byte| byte == b' ').is_some_and(|at| {
-                line.get(at + 2..at + 5).is_some_and(|access| access[0] == b'w' && access[2] == b's')
-            })
+            line.iter()
+                .position(|&byte| byte == b' ')
+                .is_some_and(|at| line.get(at + 4).is_some_and(|shared| *shared == b's'))
         })
         .filter_map(maps::parse_line)
-        .filter(|vma| vma.access.write && vma.access.shared)
-        .map(|vma| vma.file)
+        .filter(|vma| vma.access.shared)
 }
 
 /// Processes other than `vmm` and ourselves that map one of `files` (device and inode) writable right now, with their names. Looks

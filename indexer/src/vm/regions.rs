@@ -130,6 +130,29 @@ pub(crate) fn keep_order(mut found: Vec<Region>, before: &[Region]) -> Vec<Regio
     ordered
 }
 
+/// RAM files that the VMM has mapped writable in another place as well: a write there sets no mark and no bit in the page table of the first.
+pub(crate) fn mapped_elsewhere(spans: &[Span], regions: &[Region]) -> Vec<String> {
+    let mut doubts = Vec::new();
+    for region in regions {
+        let Backing::SharedFile { device, inode, offset, .. } = region.backing else { continue };
+        let other = |span: &&Span| {
+            let same_file = span.kind == Kind::Shared
+                && span.facts.is_some_and(|facts| (facts.device, facts.inode) == (device, inode));
+            let here = span.range.start.wrapping_sub(span.offset) == region.start.0.wrapping_sub(offset);
+            let overlap = span.offset < offset.saturating_add(region.len)
+                && offset < span.offset.saturating_add(span.len());
+            same_file && !here && overlap
+        };
+        if spans.iter().any(|span| other(&span)) {
+            doubts.push(format!(
+                "the VMM has mapped RAM file {} in a second place, and what is written there is not seen in the first",
+                region.name
+            ));
+        }
+    }
+    doubts
+}
+
 fn same_place(old: &Region, new: &Region) -> bool {
     let overlap = old.start < new.end() && new.start < old.end();
     match (&old.backing, &new.backing) {

@@ -74,6 +74,29 @@ fn plain_memory_is_the_guarded_mapping_of_exactly_its_size() {
 }
 
 #[test]
+fn a_ram_file_in_a_second_place_is_in_doubt() {
+    let doubts = |more: &str| {
+        let maps = format!(
+            "10000000-11000000 rw-s 0 0:1b 2 /dev/shm/a\n11000000-11800000 rw-s 1000000 0:1b 2 /dev/shm/a\n{more}"
+        );
+        let spans = spans(&maps::parse(maps.as_bytes()), facts);
+        let regions = of_kvm(&spans, Some(&[slot(0, 0x1000_0000, 16 * MIB)])).regions;
+        mapped_elsewhere(&spans, &regions)
+    };
+    assert_eq!(doubts(""), Vec::<String>::new());
+    assert_eq!(doubts("20000000-21000000 r--s 0 0:1b 2 /dev/shm/a\n"), Vec::<String>::new(), "it only looks");
+    assert_eq!(doubts("20000000-21000000 rw-p 0 0:1b 2 /dev/shm/a\n"), Vec::<String>::new(), "a copy");
+    assert_eq!(
+        doubts("20000000-21000000 rw-s 2000000 0:1b 2 /dev/shm/a\n"),
+        Vec::<String>::new(),
+        "other pages"
+    );
+    assert_eq!(doubts("20000000-21000000 rw-s 0 0:1b 3 /dev/shm/b\n"), Vec::<String>::new(), "another file");
+    let doubt = doubts("20000000-20001000 rw-s 17ff000 0:1b 2 /dev/shm/a\n");
+    assert!(doubt.len() == 1 && doubt[0].contains("/dev/shm/a"), "its last page: {doubt:?}");
+}
+
+#[test]
 fn memory_split_by_a_userfaultfd_is_one_region() {
     let found = qemu(
         "-m 64",

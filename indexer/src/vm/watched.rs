@@ -219,6 +219,7 @@ impl Watched {
         let regions = regions::keep_order(found.regions, before);
         let mut doubts = self.open.doubts();
         doubts.append(&mut found.doubts);
+        doubts.extend(regions::mapped_elsewhere(&spans, &regions));
         if machines > 1 {
             doubts.push(format!("the process runs {machines} KVM virtual machines, which are shown as one"));
         }

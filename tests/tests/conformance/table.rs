@@ -53,7 +53,7 @@ use Ram::{Anonymous, HugeTmpfs, Hugetlb, Memfd};
 use Sees::{Exact, Known, Late, NotTried, Nowhere};
 
 /// Why a VM without write protection is advisory.
-const OUT: &str = "left out";
+pub(crate) const OUT: &str = "left out";
 /// Why one without eBPF is.
 const DISCARDS: &str = "the eBPF hooks on discards are not attached";
 pub(crate) const FORK: &str = "is a fork of the VMM";

@@ -63,7 +63,7 @@ fn migration_can_be_called_off_in_every_phase() {
     for run in 0..runs(4) {
         // Four of them are spread over all.
         let phase = PHASES[(first + run * 2) % PHASES.len()];
-        let way = WAYS[(first + run) % WAYS.len()];
+        let way = WAYS[(first + run + run / PHASES.len()) % WAYS.len()];
         eprintln!("run {run}: {way:?} at {phase}");
         let mut waiting = stage.waiting();
         let mut log = Tail::of(stage.here().log_file());

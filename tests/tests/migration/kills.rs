@@ -9,7 +9,7 @@ use crate::{
     hosts::tcp,
     stage::{
         self, CHECK, Moving, Stage,
-        judge::{RUNS_AGAIN, Runs},
+        judge::{RUNS_AGAIN, Runs, discarded},
         moment::{Moment, Tail, runs},
         watched::Watched,
     },
@@ -167,9 +167,7 @@ fn source_vmm(stage: &mut Stage, moving: &mut Moving, mut waiting: Watched) {
     // It was killed before it was handed over: it is gone, and nothing half of it may run.
     stage.tidy();
     assert!(!waiting.has_run(), "the destination runs what it has not been given");
-    if !waiting.is_gone() {
-        assert_eq!(waiting.qemu.status(), "inmigrate");
-    }
+    discarded(&mut waiting);
     drop(waiting);
     stage.boot_again();
 }

@@ -31,6 +31,9 @@ const LOOK: Duration = Duration::from_millis(20);
 const FEW: u64 = 20;
 /// Longest time that this is waited for.
 const READING: Duration = Duration::from_secs(60);
+/// Longest time in which the source says and sends nothing but that it lives: longer than reading a large guest takes it, and not for ever, because the waiting VM is nobody
+/// else's meanwhile.
+const NOTHING: Duration = Duration::from_secs(30 * 60);
 /// Longest wait for the tracker to stand aside.
 pub(super) const ASIDE: Duration = Duration::from_secs(20);
 
@@ -76,6 +79,7 @@ impl Conversation {
         self.say(&ToSource::Ready(ready)).await?;
         self.record().enter(Phase::Copying);
         let mut look = interval(LOOK);
+        let (mut last, mut sent) = (Instant::now(), 0);
         loop {
             tokio::select! {
                 frame = frames.recv() => {
@@ -83,6 +87,7 @@ impl Conversation {
                     if self.act(frame).await? {
                         return Ok(());
                     }
+                    last = Instant::now();
                 }
                 () = self.session.stop.cancelled() => {
                     return Err(self.session.failure().unwrap_or_else(|| {
@@ -93,6 +98,16 @@ impl Conversation {
                 _ = look.tick() => {
                     if !self.waiting.alive() {
                         return Err(GONE.to_owned());
+                    }
+                    let now = self.record().sent.load(Relaxed);
+                    if std::mem::replace(&mut sent, now) != now {
+                        last = Instant::now();
+                    }
+                    if last.elapsed() > NOTHING {
+                        return Err(format!(
+                            "the source lives, but has said and sent nothing for {} minutes",
+                            NOTHING.as_secs() / 60
+                        ));
                     }
                     if !self.session.has_open_offers() && !self.agreed {
                         // Between rounds, so that next to nothing is left to digest while the guest stands still.

@@ -20,6 +20,7 @@ use crate::{
     memory::Ram,
     migrate::{
         Shared,
+        guard::Step,
         journal::{Decision, Entry},
         monitor::Monitor,
         qmp::QmpError,
@@ -79,7 +80,7 @@ pub(crate) fn recover(shared: &Arc<Shared>) {
 /// Does what is left to be done with the VMM of an entry.
 async fn finish(shared: &Shared, entry: Entry) {
     let done = match entry.decision {
-        Decision::Committed => settle(&entry, |monitor| run(monitor, entry.run)).await,
+        Decision::Committed => settle(&entry, |monitor| run(monitor, &entry)).await,
         // It cannot wait for another guest. If it runs nobody has let it who knew: its source does not believe that it is here.
         Decision::Loading => {
             settle(&entry, |mut monitor| async move { monitor.quit().await.map_err(|error| words(&error)) })
@@ -127,7 +128,7 @@ async fn empty(shared: &Shared, entry: &Entry, mut monitor: Monitor) -> Result<(
         );
         return Ok(());
     }
-    monitor.ignore_shared(false).await.map_err(|error| words(&error))?;
+    undo(&mut monitor, entry, |_| true).await?;
     // Nobody else can tell it to take in a guest as long as we have the monitor (if it has no other one).
     let Some(vm) = found(shared, entry).await else {
         tracing::warn!(vm = entry.name, "this VM is not watched: the memory that had come is not given back");
@@ -197,13 +198,22 @@ where
     }
 }
 
-async fn run(mut monitor: Monitor, run: bool) -> Result<(), String> {
+async fn run(mut monitor: Monitor, entry: &Entry) -> Result<(), String> {
     // Anything but this means that it has run already.
     let waits = ["paused", "inmigrate", "prelaunch"];
-    if run && waits.contains(&monitor.status().await.map_err(|error| words(&error))?.as_str()) {
+    if entry.run && waits.contains(&monitor.status().await.map_err(|error| words(&error))?.as_str()) {
         monitor.cont().await.map_err(|error| words(&error))?;
     }
-    monitor.ignore_shared(false).await.map_err(|error| words(&error))
+    // Whether it runs is settled.
+    undo(&mut monitor, entry, |step| step.command != "cont").await
+}
+
+/// Gives a VMM back the settings it was found with. The guard of the daemon before may have done so.
+async fn undo(monitor: &mut Monitor, entry: &Entry, which: impl Fn(&Step) -> bool) -> Result<(), String> {
+    for step in entry.undo.iter().filter(|step| which(step)) {
+        monitor.tell_step(step).await.map_err(|error| words(&error))?;
+    }
+    Ok(())
 }
 
 fn words(error: &QmpError) -> String {

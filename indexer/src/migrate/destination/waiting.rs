@@ -65,13 +65,14 @@ impl Waiting {
         mut monitor: Monitor,
         journal: Journal,
     ) -> Result<Self, Failure> {
-        let entry = Entry {
+        let mut entry = Entry {
             id: id.to_owned(),
             name: name.to_owned(),
             process: (process.pid, process.start_time),
             monitor: monitor.path().to_owned(),
             decision: Decision::Receiving,
             run: true,
+            undo: Vec::new(),
         };
         let process = Process::open(process).map_err(|_| GONE.to_owned())?;
         let mut undo = monitor.settings_to_undo().await.map_err(|error| error.to_string())?;
@@ -79,6 +80,7 @@ impl Waiting {
             // As it waits, this only says that the next guest to come may run at once, as the one who started it wanted.
             undo.push(Step::new("cont"));
         }
+        entry.undo.clone_from(&undo);
         let orders = Orders { vm: name.to_owned(), steps: undo.clone(), ..Orders::default() };
         let guard = Guard::start(monitor.share().map_err(|error| no_guard(&error))?, &orders)
             .map_err(|error| no_guard(&error))?;
@@ -87,8 +89,9 @@ impl Waiting {
             Err(error) => Err(no_journal(&error)),
         };
         if let Err(why) = made {
-            guard.release();
             journal.remove(id);
+            // Some of it may have been done: the guard takes that back.
+            drop(guard);
             return Err(why);
         }
         Ok(Self {
@@ -169,8 +172,10 @@ impl Waiting {
         let settings = self.undo.iter().filter(|step| step.command != "cont").cloned();
         let let_run = run.then(|| Step::run(&["paused", "prelaunch", "inmigrate"]));
         let steps = let_run.into_iter().chain(settings).collect();
+        let ran = Entry { decision: Decision::Completed, ..self.entry.clone() };
+        let ran = Some((self.journal.clone(), ran));
         // Nothing turns back from here on because the guard has gone: if this daemon goes too, the next one lets the guest run.
-        let _ = self.order(steps);
+        let _ = self.guard.order(&Orders { vm: self.name.clone(), steps, ran, ..Orders::default() });
         if !run {
             return Ok(());
         }
@@ -218,8 +223,9 @@ impl Waiting {
     /// The end: it is left as it is, with the settings it was found with.
     pub(super) async fn release(mut self, decision: Decision) {
         // QEMU's next migration is not ours to shape. Whether the guest runs is settled by now.
+        let mut undone = true;
         for step in self.undo.iter().filter(|step| step.command != "cont" || decision == Decision::GivenUp) {
-            let _ = self.monitor.tell_step(step).await;
+            undone &= self.monitor.tell_step(step).await.is_ok() || !self.alive();
         }
         // Only now: who comes after leaves it alone from here on.
         let run = self.entry.run;
@@ -229,7 +235,17 @@ impl Waiting {
         } else if self.note(decision, run).is_err() {
             tracing::warn!(vm = self.name, "the journal of migrations cannot be written");
         }
-        self.guard.release();
+        if undone {
+            self.guard.release();
+        } else {
+            tracing::warn!(
+                vm = self.name,
+                "QEMU's settings are not what they were yet: a guard goes on trying"
+            );
+            let steps = self.undo.iter().filter(|step| step.command != "cont").cloned().collect();
+            let _ = self.guard.order(&Orders { vm: self.name.clone(), steps, ..Orders::default() });
+            drop(self.guard);
+        }
     }
 
     /// Ends it. When this returns it is certain not to run.
@@ -240,8 +256,8 @@ impl Waiting {
             if begun.elapsed() > ENDING {
                 tracing::warn!(vm = self.name, "the waiting VMM does not end by itself: it is killed");
                 let _ = pidfd_send_signal(self.process.pidfd(), Signal::KILL);
+                // A disk that hangs may keep it for long, and may be written by it until it has ended: nobody is told before.
                 sleep(ENDING).await;
-                break;
             }
             sleep(PAUSE).await;
         }

@@ -194,8 +194,12 @@ impl Copier {
     fn show(&self, pages: usize) {
         let (level, wire) = (self.streams.level.load(Relaxed), self.record.wire.load(Relaxed));
         let rate = wire as f64 / self.began.elapsed().as_secs_f64().max(0.001);
+        // As fast as it went so far. What is written meanwhile comes on top.
+        let done = self.record.sent.load(Relaxed) + self.record.matched.load(Relaxed);
+        let each = self.began.elapsed().as_secs_f64() / done.max(1) as f64;
         self.record.set_progress(|progress| {
             progress.remaining_bytes = crate::units::bytes(pages as u64);
+            progress.expected_ms = (done > 0).then_some((each * pages as f64 * 1e3) as u64);
             progress.rate = rate as u64;
             progress.compression_level = level;
         });

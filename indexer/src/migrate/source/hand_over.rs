@@ -1,6 +1,6 @@
 //! The way out of a migration: the guest is handed over, or put back.
 //!
-//! Owns what becomes of the guest, and the guard's orders, which say the same for the case that we die. See [`crate::migrate::resolve`] for why it never
+//! Owns what becomes of the guest; the guard's orders ([`super::reins`]) say the same for the case that we die. See [`crate::migrate::resolve`] for why it never
 //! runs twice.
 
 use std::{
@@ -17,11 +17,9 @@ use tokio::time::{sleep, timeout};
 use super::{Held, Outgoing, Stop, copy::gave_up};
 use crate::migrate::{
     Shared,
-    guard::{Orders, Step},
     link::{BEAT, SILENCE},
-    monitor::ignore_shared,
     qmp::QmpError,
-    resolve::{Destination, Verdict, who_runs},
+    resolve::{Verdict, who_runs},
 };
 
 /// How long is tried to let the guest run again.
@@ -46,7 +44,7 @@ impl Outgoing {
                 let (Stop::Aborted(why) | Stop::Failed(why)) = &stop;
                 let (speaker, why) = (self.copier.speaker.clone(), why.clone());
                 // Nobody has to be asked any more.
-                let _ = self.orders(self.held, false);
+                self.reins.ask_nobody();
                 // The guest first, but the destination need not wait for it.
                 let goodbye = async {
                     let _ = timeout(BEAT, speaker.say(&ToDestination::Abort(why.clone()))).await;
@@ -67,8 +65,8 @@ impl Outgoing {
             return Err(Stop::Aborted("it was called off".to_owned()));
         }
         self.copier.record.enter(Phase::HandingOver);
-        self.orders(Held::Saving, true)?;
-        let said = self.copier.speaker.say(&ToDestination::HandOver { run: self.running }).await;
+        self.reins.hand_over(&self.destination)?;
+        let said = self.copier.speaker.say(&ToDestination::HandOver { run: self.reins.running() }).await;
         let heard = match said {
             Ok(()) => timeout(SILENCE, self.copier.frames.recv()).await,
             Err(error) => Ok(Some(Err(error))),
@@ -76,7 +74,7 @@ impl Outgoing {
         match heard {
             Ok(Some(Ok(ToSource::Running))) => {
                 // Once it has heard that we know, it need not know any more.
-                let _ = self.order(None, self.at_source());
+                self.reins.gone();
                 let _ = timeout(BEAT, self.copier.speaker.say(&ToDestination::Goodbye)).await;
                 return Ok(());
             }
@@ -95,37 +93,10 @@ impl Outgoing {
             },
             () = shared.stop.cancelled() => {
                 // The guard has its orders, and more time than we have.
-                self.guard = None;
+                self.reins.leave_to_guard();
                 std::future::pending().await
             }
         }
-    }
-
-    /// Tells the guard what to do if we die: what we would do.
-    pub(super) fn orders(&mut self, held: Held, handed_over: bool) -> Result<(), Stop> {
-        let mut steps = Vec::new();
-        if held == Held::Saving {
-            steps.push(Step::new("migrate_cancel"));
-        }
-        if held != Held::No && self.running {
-            steps.push(Step::run(held.ours()));
-        }
-        steps.push(Step::with(ignore_shared(self.ignored_shared)));
-        self.order(handed_over.then(|| self.destination.clone()), steps)
-    }
-
-    /// What is told to the VMM that is left here.
-    fn at_source(&self) -> Vec<Step> {
-        match self.request.at_source {
-            AtSource::Quit => vec![Step::new("quit")],
-            AtSource::Pause => Vec::new(),
-        }
-    }
-
-    fn order(&mut self, ask: Option<Destination>, steps: Vec<Step>) -> Result<(), Stop> {
-        let orders = Orders { vm: self.vm.name().to_owned(), ask, steps, gone: self.at_source() };
-        let guard = self.guard.as_mut().ok_or_else(|| Stop::failed("there is no guard"))?;
-        guard.order(&orders).map_err(|error| Stop::failed(format!("the VM's guard has ended: {error}")))
     }
 
     /// The guest runs there.
@@ -134,14 +105,12 @@ impl Outgoing {
         let mut monitor = self.monitor.lock().await;
         let told = match self.request.at_source {
             AtSource::Quit => monitor.quit().await,
-            AtSource::Pause => monitor.ignore_shared(self.ignored_shared).await,
+            AtSource::Pause => monitor.ignore_shared(self.reins.ignored_shared()).await,
         };
         if let Err(error) = told {
             self.copier.record.say(format!("the VMM that is left here: {error}"));
         }
-        if let Some(guard) = self.guard.take() {
-            guard.release();
-        }
+        self.reins.release();
     }
 
     /// The guest runs on here, as if nothing had been.
@@ -149,16 +118,17 @@ impl Outgoing {
         let mut monitor = self.monitor.lock().await;
         let begun = Instant::now();
         let mut result = Ok(());
+        let (held, running) = (self.reins.held(), self.reins.running());
         // Whatever QEMU migrates before that is somebody else's.
-        if self.held == Held::Saving {
+        if held == Held::Saving {
             let _ = monitor.cancel().await;
         }
-        if self.held != Held::No && self.running {
+        if held != Held::No && running {
             let mut told = Ok(());
             loop {
                 match monitor.status().await {
                     Ok(state) if state == "running" => break,
-                    Ok(state) if !self.held.ours().contains(&state.as_str()) => {
+                    Ok(state) if !held.ours().contains(&state.as_str()) => {
                         self.copier.record.say(format!("the VM is {state}, so it is not let run again"));
                         break;
                     }
@@ -187,19 +157,19 @@ impl Outgoing {
                 }
             }
             self.copier.record.blackout_ends();
-        } else if self.held == Held::Saving
-            && monitor.status().await.is_ok_and(|state| state == "postmigrate")
-        {
+        } else if held == Held::Saving && monitor.status().await.is_ok_and(|state| state == "postmigrate") {
             self.copier.record.say(
                 "the guest is here, paused as it was; QEMU shows it as postmigrate, and `cont` lets it run whenever it is to",
             );
         }
-        if let Err(error) = monitor.restore_ignore_shared(self.ignored_shared).await {
+        if let Err(error) = monitor.restore_ignore_shared(self.reins.ignored_shared()).await {
             self.copier.record.say(format!("x-ignore-shared could not be set back: {error}"));
         }
-        if let Some(guard) = self.guard.take() {
-            // If it could not be put back, the guard goes on trying.
-            if result.is_ok() { guard.release() } else { drop(guard) }
+        // If it could not be put back, the guard goes on trying.
+        if result.is_ok() {
+            self.reins.release();
+        } else {
+            self.reins.leave_to_guard();
         }
         result
     }

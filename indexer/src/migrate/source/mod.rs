@@ -1,13 +1,15 @@
 //! The source: a running VM is copied, stopped, handed over.
 //!
 //! Owns the life of an outgoing migration. The first words are [`connect`]'s, the rounds [`rounds`]', what is sent in them [`copy`]'s and
-//! [`stream`]'s, the time in which the guest stands still [`switch_over`]'s, and what becomes of it in the end [`hand_over`]'s.
+//! [`stream`]'s, the time in which the guest stands still [`switch_over`]'s, and what becomes of it in the end [`hand_over`]'s. What has been done to it at any moment is
+//! in [`reins`].
 
 mod checks;
 mod connect;
 mod copy;
 mod hand_over;
 mod plan;
+mod reins;
 mod rounds;
 mod stream;
 mod switch_over;
@@ -25,7 +27,7 @@ use std::{
 
 use futures::future::join_all;
 use memdex_wire::{
-    migration::{MigrationCheck, MigrationRequest, OnNoConverge, Outcome, Phase},
+    migration::{AtSource, MigrationCheck, MigrationRequest, OnNoConverge, Outcome, Phase},
     transfer::Namer,
     vm::Tracking,
 };
@@ -50,6 +52,7 @@ use crate::{host::Vm, map::LayoutRegion};
 use connect::{connect, hello, introduce, keep_alive};
 use copy::Copier;
 pub(crate) use plan::plan;
+use reins::{Held, Reins};
 use rounds::{REREAD, Rounds};
 use stream::Streams;
 
@@ -99,38 +102,10 @@ pub(super) struct Outgoing {
     request: MigrationRequest,
     monitor: Arc<Mutex<Monitor>>,
     copier: Copier,
-    guard: Option<Guard>,
+    reins: Arc<Reins>,
     destination: Destination,
     /// Guest memory as it was when this began.
     regions: Vec<LayoutRegion>,
-    /// The guest runs, and is to run there.
-    running: bool,
-    /// QEMU had shared memory switched out of its migration before.
-    ignored_shared: bool,
-    /// What we may have done to the guest.
-    held: Held,
-}
-
-/// What a migration has done to the guest, or may have: what is to be undone if it ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Held {
-    /// Nothing. If it stands still, somebody else has stopped it.
-    No,
-    /// It may have been stopped.
-    Stopped,
-    /// Besides, QEMU may have been told to write its device state.
-    Saving,
-}
-
-impl Held {
-    /// The run states of QEMU out of which we let the guest run. Any other one is not our doing: it has powered itself off, another migration has taken it away.
-    const fn ours(self) -> &'static [&'static str] {
-        match self {
-            Self::No => &[],
-            Self::Stopped => &["paused"],
-            Self::Saving => &["paused", "finish-migrate", "postmigrate"],
-        }
-    }
 }
 
 /// Runs an outgoing migration from its place in the queue to its end.
@@ -228,15 +203,26 @@ async fn migrate(
             jobs,
             abort,
         }),
-        guard: Some(guard),
+        reins: Arc::new(Reins::new(
+            vm.name().to_owned(),
+            at_source(&request),
+            ignored_shared,
+            found.running,
+            guard,
+        )),
         destination: shared.peers.destination(&client, record.id()),
-        running: found.running,
-        ignored_shared,
-        held: Held::No,
         request,
     };
     let moved = outgoing.move_it(&client, &streams).await;
     outgoing.finish(shared, moved).await
+}
+
+/// What is told to the VMM that is left here.
+fn at_source(request: &MigrationRequest) -> Vec<Step> {
+    match request.at_source {
+        AtSource::Quit => vec![Step::new("quit")],
+        AtSource::Pause => Vec::new(),
+    }
 }
 
 /// Says no with all that is in the way.
@@ -267,28 +253,21 @@ impl Outgoing {
         }
         let downtime = Duration::from_millis(self.request.downtime_ms.unwrap_or(DOWNTIME_MS));
         // One that was paused when this began is nobody's to let run but his who paused it, so it is not stopped either.
-        let may_drain = self.vm.descriptor().direct_io.is_some() && self.running;
-        if may_drain || (self.request.on_no_converge == OnNoConverge::Throttle && self.running) {
-            self.orders(Held::Stopped, false)?;
-            // The guest is stopped for moments; whatever becomes of that, it is made to run again.
-            self.held = Held::Stopped;
-        }
+        let running = self.reins.running();
         let mut rounds = Rounds {
             vm: Arc::clone(&self.vm),
             monitor: Arc::clone(&self.monitor),
+            reins: Arc::clone(&self.reins),
             downtime,
             on_no_converge: self.request.on_no_converge,
             throttle: None,
             throttled: 0,
-            may_throttle: self.running,
-            may_drain,
+            may_throttle: running,
+            may_drain: running && self.vm.descriptor().direct_io.is_some(),
             regions: self.regions.clone(),
         };
         let copied = rounds.run(&mut self.copier).await;
         let ended = rounds.end_throttle(&self.copier).await;
-        if !may_drain && rounds.throttled == 0 {
-            self.held = Held::No;
-        }
         copied.and(ended)?;
         if self.request.on_no_converge == OnNoConverge::Stop {
             return self.switch_over().await;

@@ -18,7 +18,13 @@ use memdex_wire::{
 use tokio::{sync::Mutex, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Stop, copy::Copier, switch_over::out_of_turn, throttle::Throttle};
+use super::{
+    Stop,
+    copy::Copier,
+    reins::{Held, Reins},
+    switch_over::out_of_turn,
+    throttle::Throttle,
+};
 use crate::{
     host::Vm,
     map::{LayoutRegion, MapSnapshot},
@@ -59,6 +65,7 @@ const THROTTLES: [u8; 4] = [30, 60, 80, 95];
 pub(super) struct Rounds {
     pub(super) vm: Arc<Vm>,
     pub(super) monitor: Arc<Mutex<Monitor>>,
+    pub(super) reins: Arc<Reins>,
     pub(super) downtime: Duration,
     pub(super) on_no_converge: OnNoConverge,
     pub(super) throttle: Option<Throttle>,
@@ -248,8 +255,10 @@ impl Rounds {
         let mut monitor = self.monitor.lock().await;
         // One that is paused, by whomever, has drained its I/O.
         if monitor.status().await? == "running" {
+            self.reins.hold(Held::Stopped)?;
             monitor.stop().await?;
             monitor.cont().await?;
+            self.reins.hold(Held::No)?;
         }
         drop(monitor);
         // If it takes longer, what is left counts in what would be left.
@@ -288,7 +297,8 @@ impl Rounds {
                     "it does not converge, so the guest is slowed down by {percent} %: {figures}"
                 ));
                 self.end_throttle(copier).await?;
-                self.throttle = Some(Throttle::start(Arc::clone(&self.monitor), percent));
+                let (monitor, reins) = (Arc::clone(&self.monitor), Arc::clone(&self.reins));
+                self.throttle = Some(Throttle::start(monitor, reins, percent));
                 copier.record.set_progress(|progress| progress.throttle_percent = percent);
                 Ok(false)
             }

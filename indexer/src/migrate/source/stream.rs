@@ -217,12 +217,20 @@ impl Sender<'_> {
                 sleep(wait).await;
             }
             let begun = Instant::now();
-            let write = async {
-                io.write_all(block).await?;
-                io.flush().await?;
-                Ok(begun.elapsed())
-            };
-            timeout(SILENCE, write).await
+            // A slow link is none that stands still: each part has its own time.
+            let mut rest = &block[..];
+            while !rest.is_empty() {
+                let taken = match timeout(SILENCE, io.write(rest)).await {
+                    Ok(Ok(0)) => Err(std::io::Error::from(std::io::ErrorKind::WriteZero)),
+                    Ok(taken) => taken,
+                    Err(late) => return Err(late),
+                };
+                match taken {
+                    Ok(bytes) => rest = &rest[bytes..],
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+            Ok(timeout(SILENCE, io.flush()).await?.map(|()| begun.elapsed()))
         };
         let written = self.runtime.block_on(async {
             tokio::select! {
@@ -235,7 +243,7 @@ impl Sender<'_> {
             Some(Err(_)) => {
                 Err(format!("the destination has taken nothing for {} seconds", SILENCE.as_secs()))
             }
-            Some(Ok(Err::<_, std::io::Error>(error))) => Err(format!("a data connection failed: {error}")),
+            Some(Ok(Err(error))) => Err(format!("a data connection failed: {error}")),
             Some(Ok(Ok(took))) => Ok(took),
         }
     }

@@ -50,7 +50,7 @@ impl Outgoing {
         // Somebody may have paused or resumed it since. What counts is now: it is let run there if it runs here.
         {
             let mut monitor = self.monitor.lock().await;
-            self.running = match monitor.status().await?.as_str() {
+            self.reins.set_running(match monitor.status().await?.as_str() {
                 "running" => true,
                 "paused" => false,
                 other => {
@@ -58,7 +58,7 @@ impl Outgoing {
                         "the VM is {other} now: only one that runs or is paused can be moved"
                     )));
                 }
-            };
+            });
             // What is called off if this fails has to be ours.
             let (migration, _) = monitor.migration().await?;
             if under_way(&migration) {
@@ -67,10 +67,9 @@ impl Outgoing {
                 )));
             }
         }
-        self.orders(Held::Stopped, false)?;
+        self.reins.hold(Held::Stopped)?;
         record.blackout_begins();
         let began = Instant::now();
-        self.held = Held::Stopped;
         {
             let mut monitor = self.monitor.lock().await;
             // Also if it is paused: QEMU's own migration would carry over that it runs, if somebody resumed it in between.
@@ -151,8 +150,7 @@ impl Outgoing {
         let monitor = Arc::clone(&self.monitor);
         // QEMU refuses that while it migrates by somebody else's order: then nothing is ours to be called off.
         monitor.lock().await.ignore_shared(true).await?;
-        self.orders(Held::Saving, false)?;
-        self.held = Held::Saving;
+        self.reins.hold(Held::Saving)?;
         // What QEMU writes has to be read before it has answered: its migration thread may get hold of QEMU's lock first, and keeps it while it
         // waits for room in the socket. Then nobody is left in there to send the answer.
         let tell = async move {
@@ -171,8 +169,7 @@ impl Outgoing {
                 result = &mut tell, if !told => {
                     if let Err(error) = result {
                         if let QmpError::Refused { .. } = error {
-                            self.held = Held::Stopped;
-                            self.orders(Held::Stopped, false)?;
+                            self.reins.hold(Held::Stopped)?;
                         }
                         return Err(error.into());
                     }

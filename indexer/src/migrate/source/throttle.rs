@@ -1,7 +1,8 @@
 //! Slowing a guest down: it is stopped for a share of every period, and let run for the rest.
 //!
 //! Owns the beat. A guest that was stopped here runs when this ends, however it ends: the last thing that is done is `cont`, tried until QEMU takes it, is gone or
-//! says that the guest is not paused (it has powered itself off, say); what takes too long is left to who puts the guest back, and the guard's orders say so too.
+//! says that the guest is not paused (it has powered itself off, say); what takes too long is left to who puts the guest back, and the guard's orders say so too. Somebody who
+//! pauses it in between finds it paused; while it stands still for us, his pause cannot be told from ours.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,6 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::reins::{Held, Reins};
 use crate::migrate::{monitor::Monitor, qmp::QmpError};
 
 /// Length of a period: short enough that nothing in the guest times out.
@@ -27,7 +29,7 @@ pub(super) struct Throttle {
 
 impl Throttle {
     /// Takes this share of the guest's time away, in percent.
-    pub(super) fn start(monitor: Arc<Mutex<Monitor>>, percent: u8) -> Self {
+    pub(super) fn start(monitor: Arc<Mutex<Monitor>>, reins: Arc<Reins>, percent: u8) -> Self {
         let stop = CancellationToken::new();
         let token = stop.clone();
         let held = PERIOD * u32::from(percent) / 100;
@@ -36,7 +38,11 @@ impl Throttle {
                 let stopped = {
                     let mut monitor = monitor.lock().await;
                     match monitor.status().await {
-                        Ok(state) if state == "running" => Some(monitor.stop().await),
+                        // Without a guard that undoes it, it is not done.
+                        Ok(state) if state == "running" => match reins.hold(Held::Stopped) {
+                            Ok(()) => Some(monitor.stop().await),
+                            Err(_) => return,
+                        },
                         // Somebody else has paused it. He lets it run, too.
                         Ok(_) => None,
                         Err(QmpError::Lost(_)) => return,
@@ -48,7 +54,7 @@ impl Throttle {
                     // Also if it did not say that it has stopped: it may do so yet.
                     Some(_) => {
                         sleep(held).await;
-                        if !let_run(&monitor).await {
+                        if !let_run(&monitor).await || reins.hold(Held::No).is_err() {
                             return;
                         }
                     }

@@ -54,6 +54,8 @@ pub(super) struct Plan {
     pub(super) tables: Vec<(u32, Vec<Extent>)>,
     /// Elements of the whole map.
     pub(super) elements: u32,
+    /// All RAM files; the header has the first of them.
+    pub(super) files: Vec<File>,
 }
 
 impl Plan {
@@ -104,9 +106,13 @@ impl Plan {
             doubts |= DOUBT_GPA;
         }
 
-        let (file, file_count, by_file) = files(&layout.regions);
-        if file_count > MAX_FILES {
+        let (files, by_file) = files(&layout.regions);
+        if files.len() > MAX_FILES {
             doubts |= DOUBT_FILES;
+        }
+        let mut file = [File::default(); MAX_FILES];
+        for (place, known) in file.iter_mut().zip(&files) {
+            *place = *known;
         }
         let by_file = table(by_file, DOUBT_FILES, &mut doubts);
 
@@ -130,10 +136,10 @@ impl Plan {
             discarded_summary: reserve(chunks),
             discarded_chunks: reserve(chunks),
             discarded_marks: reserve(layout.pages),
-            file_count: file_count.min(MAX_FILES) as u32,
+            file_count: files.len().min(MAX_FILES) as u32,
             file,
         };
-        Self { header, tables, elements }
+        Self { header, tables, elements, files }
     }
 }
 
@@ -165,8 +171,8 @@ fn parts<'a>(slot: &Memslot, regions: &'a [MarkRegion]) -> impl Iterator<Item = 
     })
 }
 
-/// The RAM files, how many there are, and the extents by file and offset.
-fn files(regions: &[MarkRegion]) -> ([File; MAX_FILES], usize, Vec<Extent>) {
+/// The RAM files, and the extents by file and offset.
+fn files(regions: &[MarkRegion]) -> (Vec<File>, Vec<Extent>) {
     let mut files: Vec<File> = Vec::new();
     let mut extents = Vec::new();
     for region in regions {
@@ -182,11 +188,7 @@ fn files(regions: &[MarkRegion]) -> ([File; MAX_FILES], usize, Vec<Extent>) {
             first_page: region.first_page,
         });
     }
-    let mut first = [File::default(); MAX_FILES];
-    for (place, file) in first.iter_mut().zip(&files) {
-        *place = *file;
-    }
-    (first, files.len(), extents)
+    (files, extents)
 }
 
 /// Sorted and joined; `None` if two overlap (a key would mean two pages) or if there are too many for a program to search.

@@ -234,6 +234,12 @@ impl Hooks {
         self.attached(Hook::Discard)
     }
 
+    /// Whether system calls that put other memory in the place of what was there are seen.
+    #[must_use]
+    pub fn remaps_attached(&self) -> bool {
+        self.attached(Hook::Remap)
+    }
+
     /// Whether other processes that map a VM's RAM are seen as they do.
     #[must_use]
     pub fn mappings_attached(&self) -> bool {

@@ -126,12 +126,12 @@ impl Registry {
             }
             return Err(failed(error));
         }
-        let files = &plan.header.file[..plan.header.file_count as usize];
+        let files = &plan.files;
         let process =
             state.tracked.entry(pid).or_insert_with(|| Process { serial, users: 0, files: Vec::new() });
         process.serial = serial;
         process.users += 1;
-        let before = std::mem::replace(&mut process.files, files.to_vec());
+        let before = std::mem::replace(&mut process.files, files.clone());
         for file in before.iter().filter(|file| !files.contains(file)) {
             state.let_go_of(file, pid);
         }

@@ -118,7 +118,6 @@ impl FullScan {
     }
 
     /// Whether a scan of everything is still to come, now or later.
-    #[cfg(test)]
     pub(super) fn to_come(&self) -> bool {
         self.wanted || self.later.contains(&true)
     }

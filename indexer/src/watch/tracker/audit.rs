@@ -199,7 +199,7 @@ impl Tracker {
         }
         if full {
             self.full_scan.done();
-            self.looks.scanned_all(began);
+            self.looks.scanned_all(began, self.full_scan.to_come());
             self.full_scan_cost = began.elapsed();
             self.last_full_scan = Instant::now();
         }

@@ -13,7 +13,7 @@ use crate::{host::JobError, map::Layout, vm::descriptor::VmDescriptor, watch::pr
 
 /// A doubt is found by discovery within this time of its beginning: what other processes map is looked at by turns. (Where eBPF sees them
 /// do it, at once.)
-const FOUND_AFTER: Duration = Duration::from_secs(10);
+pub(super) const FOUND_AFTER: Duration = Duration::from_secs(10);
 
 impl Tracker {
     /// Discovery found the VM changed: keep what is the same, begin anew with the rest.

@@ -142,8 +142,10 @@ impl Tracker {
         match self.shared.hooks.track(self.process.pid, &layout) {
             Ok(marks) => {
                 self.marks_missing = None;
-                if let Some(old) = self.marks.replace(marks) {
-                    self.take_last(old);
+                match self.marks.replace(marks) {
+                    Some(old) => self.take_last(old),
+                    // Who has mapped the RAM while nobody was told of it is found by the next sweep.
+                    None => self.shared.mappings_changed.store(true, Relaxed),
                 }
             }
             Err(error) => {

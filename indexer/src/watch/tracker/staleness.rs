@@ -4,7 +4,8 @@
 //!
 //! - the marks of eBPF, and the second look at the pages published lately (a write whose fault began before they were armed has no mark
 //!   of its own); without marks the last scan of everything;
-//! - where nobody tells of discards, the audit, which compares the holes and looks for pages that have become zero;
+//! - where nobody tells of discards, or of memory that is replaced, the audit, which compares the holes and looks for pages that have become zero;
+//! - where nobody tells of other processes that map the RAM, discovery, which looks at all of them by turns;
 //! - where writes can come unseen, the last reading of everything that has been completed, counted from its beginning.
 //!
 //! A page that has been noticed is stale, however long it stays so: it is not what this is about.
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use roaring::RoaringBitmap;
 
-use super::Tracker;
+use super::{Tracker, layout::FOUND_AFTER};
 use crate::host::Freshness;
 
 /// When the witnesses were last asked.
@@ -66,9 +67,10 @@ impl Looks {
         self.recheck = began;
     }
 
-    pub(super) fn scanned_all(&mut self, began: Instant) {
+    /// Everything has been scanned, from `began` on; `again`: and will be once more, because what overflowed may have been marked before it was written.
+    pub(super) fn scanned_all(&mut self, began: Instant, again: bool) {
         self.scan = began;
-        self.overflowed = None;
+        self.overflowed = self.overflowed.filter(|_| again).map(|_| began);
     }
 
     pub(super) fn audited_all(&mut self, began: Instant) {
@@ -120,8 +122,12 @@ impl Tracker {
         let looks = &self.looks;
         let mut as_of = if self.marks_see_writes() { looks.marks.min(looks.recheck) } else { looks.scan };
         as_of = as_of.min(looks.overflowed.unwrap_or(as_of));
-        if !self.told_of_discards() {
+        if !self.told_of_discards() || !self.shared.hooks.remaps_attached() {
             as_of = as_of.min(looks.audit);
+        }
+        if !self.told_of_mappings() {
+            let now = Instant::now();
+            as_of = as_of.min(now.checked_sub(FOUND_AFTER).unwrap_or(now));
         }
         if self.doubted() || self.regions.iter().any(|watched| watched.readable() && !watched.armed()) {
             as_of = as_of.min(looks.read);
@@ -166,6 +172,19 @@ mod tests {
         assert_eq!(looks.read, long_ago);
         looks.have_read(&(9..20).collect());
         assert_eq!((looks.read, looks.reading.is_none()), (began, true));
+    }
+
+    #[test]
+    fn what_overflowed_is_looked_for_twice() {
+        let before = Instant::now();
+        let mut looks = Looks::new(before);
+        looks.took_marks(before, false, true);
+        std::thread::sleep(Duration::from_millis(2));
+        let first = Instant::now();
+        looks.scanned_all(first, true);
+        assert_eq!(looks.overflowed, Some(first), "the write may have come after it");
+        looks.scanned_all(Instant::now(), false);
+        assert_eq!(looks.overflowed, None);
     }
 
     #[test]

@@ -62,12 +62,24 @@ impl Tracker {
             reasons.push(
                 "discarded memory (balloon) is only noticed late: the eBPF hooks on discards are not attached".to_owned(),
             );
-        } else if self.protection.is_ok() && !self.shared.hooks.mappings_attached() && self.has_files() {
-            reasons.push(
-                "another process that maps this VM's RAM is only noticed late: the eBPF hook on mmap is not attached".to_owned(),
-            );
+        } else if self.protection.is_ok() {
+            if !self.shared.hooks.remaps_attached() {
+                reasons.push(
+                    "memory that the VMM replaces is only noticed late: the eBPF hooks on what remaps are not attached".to_owned(),
+                );
+            }
+            if !self.told_of_mappings() {
+                reasons.push(
+                    "another process that maps this VM's RAM is only noticed late: the eBPF hook on mmap is not attached".to_owned(),
+                );
+            }
         }
         reasons
+    }
+
+    /// Whether eBPF tells of other processes that map this VM's RAM, if any can.
+    pub(super) fn told_of_mappings(&self) -> bool {
+        self.shared.hooks.mappings_attached() || !self.has_files()
     }
 
     /// Whether there is memory that another process can map.

@@ -80,7 +80,8 @@ impl Moment {
         Self { phase: Some(phase), after: Duration::ZERO }
     }
 
-    /// Waits for it. `log` was made before the migration began. False if the phase was not seen: then the fault would be none.
+    /// Waits for it. `log` was made before the migration began. False if the phase was not seen: then the fault would be none. (One that is a
+    /// while may also be just after the end.)
     #[must_use]
     pub fn wait(&self, log: &mut Tail) -> bool {
         let seen = self.phase.is_none_or(|phase| {
