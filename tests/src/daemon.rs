@@ -234,11 +234,22 @@ impl Daemon {
     /// If the command fails or prints something else.
     #[must_use]
     pub fn pages(&self, vm: &str) -> Vec<Page> {
-        let text = self.succeed(&["pages", vm, "-o", "jsonl"]);
-        text.split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty())
-            .map(|line| parse("a line of pages", line))
-            .collect()
+        lines(&self.succeed(&["pages", vm, "-o", "jsonl"]))
+    }
+
+    /// The same; nothing if the VM was laid out anew meanwhile, or is about to be found again.
+    ///
+    /// # Panics
+    /// If the command fails for another reason.
+    #[must_use]
+    pub fn pages_if_still(&self, vm: &str) -> Option<Vec<Page>> {
+        let output = self.memdex(&["pages", vm, "-o", "jsonl"]);
+        if output.status.success() {
+            return Some(lines(&output.stdout));
+        }
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(words.contains("memory layout changed"), "{words}");
+        None
     }
 
     /// `memdex sync VM`: every page current; returns the generation.
@@ -335,6 +346,13 @@ fn spawn(
     command.stdin(std::process::Stdio::null());
     command.stdout(file.try_clone().expect("a descriptor can be copied")).stderr(file);
     Process::start(name, &mut command)
+}
+
+fn lines(text: &[u8]) -> Vec<Page> {
+    text.split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| parse("a line of pages", line))
+        .collect()
 }
 
 /// The daemon in a mount namespace of its own, in which these folders are empty. The process is the daemon's in the end.

@@ -231,7 +231,7 @@ impl Stage {
     /// The map as it is now; nothing while the VM is being laid out anew.
     fn look(&self) -> Option<(Vm, Vec<Page>)> {
         let vm = self.daemon.vm_of(self.guest.pid())?;
-        let pages = self.daemon.pages(&vm.id);
+        let pages = self.daemon.pages_if_still(&vm.id)?;
         (pages.len() as u64 == vm.pages.total && vm.pages.total >= PAGES).then_some((vm, pages))
     }
 
