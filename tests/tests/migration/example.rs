@@ -16,7 +16,8 @@ const WORKLOAD: Workload = Workload { rate: 5, files: 8, file_kib: 16, seed: 3 }
 /// The example, built if it is not.
 fn example() -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--locked", "-p", "migrate-client", "--example", "migrate"]);
+    // Of the whole workspace, as the tests were: else half of it would be compiled anew with other features.
+    cargo.args(["build", "--quiet", "--locked", "--workspace", "--example", "migrate"]);
     cargo.args(["--message-format", "json", "--manifest-path"]);
     cargo.arg(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
     let output = cargo.output().expect("cargo can be run");
