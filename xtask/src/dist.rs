@@ -45,6 +45,7 @@ pub(crate) fn main(_: &Arguments) -> Outcome {
     let out = target().join("dist");
     let folder = out.join(&name);
     let _ = fs::remove_dir_all(&folder);
+    create(&folder)?;
     for program in ["memdexd", "memdex"] {
         let packed = folder.join(program);
         copy(&target().join("release").join(program), &packed)?;

@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::Path, sync::Arc};
 use memdex_wire::{bulk::KeyId, migration::MigrationCheck, transfer::Hello};
 
 use crate::{
-    host::{Host, Vm},
+    host::{FindError, Host, Vm},
     map::Layout,
     memory::Ram,
     migrate::{
@@ -64,9 +64,14 @@ pub(super) async fn look(host: &Host, hello: &Hello) -> Found {
     let vm = match host.find(&hello.dest_vm) {
         Ok(vm) => vm,
         Err(error) => {
-            let why = format!(
-                "no VM waits at the destination: start it there with the same command line and -incoming defer, or name it with --dest-vm ({error})"
-            );
+            let why = match error {
+                FindError::NotFound(name) => format!(
+                    "no VM called {name:?} waits at the destination: start it there with the same command line and -incoming defer, or name it (`memdex migrate --dry-run --dest-vm NAME`; `memdex --host DESTINATION vms` lists those that are there)"
+                ),
+                FindError::Ambiguous { .. } => {
+                    format!("at the destination {error}; say which with --dest-vm")
+                }
+            };
             found.checks.push(check("destination", Err::<String, _>(why)));
             return found;
         }
