@@ -117,8 +117,12 @@ impl Foreign {
                     let image = process.stat.image;
                     self.known.insert(process.id(), Look { at: now, image, address_space, files, views });
                 }
-                // That says nothing about the process: what is known of it stays, and it is looked at again soon.
-                Err(error) if short_of_something(&error) => {}
+                // That says nothing about the process: what is known of it stays, and its turn comes again at once.
+                Err(error) if short_of_something(&error) => {
+                    if let Some(look) = self.known.get_mut(&process.id()) {
+                        look.at = now.checked_sub(UNCHANGED).unwrap_or(look.at);
+                    }
+                }
                 Err(_) => {
                     self.known.insert(process.id(), Look::at_nothing(process, now));
                 }

@@ -189,7 +189,11 @@ fn a_dry_run_says_what_is_in_the_way_and_moves_nothing() {
         assert_eq!((guest.status(), qemu.status()), ("running".to_owned(), before), "{which}: nothing moves");
     }
     let (plan, code) = migrate(&hosts.a, &name, &tcp(&hosts.b), "nobody", &["--dry-run"]);
-    assert!(code == Some(1) && failed(&plan).iter().any(|detail| detail.contains("waits at the destination: start it there")), "{plan}");
+    assert!(
+        code == Some(1)
+            && failed(&plan).iter().any(|detail| detail.contains("waits at the destination: start it there")),
+        "{plan}"
+    );
     guest.check_all(checks);
 }
 

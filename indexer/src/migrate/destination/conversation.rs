@@ -31,9 +31,10 @@ const LOOK: Duration = Duration::from_millis(20);
 const FEW: u64 = 20;
 /// Longest time that this is waited for.
 const READING: Duration = Duration::from_secs(60);
-/// Longest time in which the source says and sends nothing but that it lives: longer than reading a large guest takes it, and not for ever, because the waiting VM is nobody
-/// else's meanwhile.
+/// Longest time in which the source says and sends nothing but that it lives, and what is added for each page: where its writes are not tracked it reads all of the guest while that
+/// stands still. Not for ever, because the waiting VM is nobody else's meanwhile.
 const NOTHING: Duration = Duration::from_secs(30 * 60);
+const READ_AGAIN: Duration = Duration::from_micros(6);
 /// Longest wait for the tracker to stand aside.
 pub(super) const ASIDE: Duration = Duration::from_secs(20);
 
@@ -79,6 +80,7 @@ impl Conversation {
         self.say(&ToSource::Ready(ready)).await?;
         self.record().enter(Phase::Copying);
         let mut look = interval(LOOK);
+        let nothing = NOTHING + READ_AGAIN * self.session.ledger().pages();
         let (mut last, mut sent) = (Instant::now(), 0);
         loop {
             tokio::select! {
@@ -103,10 +105,10 @@ impl Conversation {
                     if std::mem::replace(&mut sent, now) != now {
                         last = Instant::now();
                     }
-                    if last.elapsed() > NOTHING {
+                    if last.elapsed() > nothing {
                         return Err(format!(
                             "the source lives, but has said and sent nothing for {} minutes",
-                            NOTHING.as_secs() / 60
+                            nothing.as_secs() / 60
                         ));
                     }
                     if !self.session.has_open_offers() && !self.agreed {

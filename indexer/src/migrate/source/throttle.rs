@@ -54,7 +54,7 @@ impl Throttle {
                     // Also if it did not say that it has stopped: it may do so yet.
                     Some(_) => {
                         sleep(held).await;
-                        if !let_run(&monitor).await || reins.hold(Held::No).is_err() {
+                        if !let_run(&monitor, &reins).await {
                             return;
                         }
                     }
@@ -81,13 +81,14 @@ impl Throttle {
     }
 }
 
-/// False if there is nothing to be let run any more.
-async fn let_run(monitor: &Mutex<Monitor>) -> bool {
+/// False if there is nothing to be let run any more, or no guard that could undo the next stop.
+async fn let_run(monitor: &Mutex<Monitor>, reins: &Reins) -> bool {
     loop {
         {
             let mut monitor = monitor.lock().await;
             match monitor.cont().await {
-                Ok(()) => return true,
+                // Before anybody else may stop it: what is said here must not be said of that.
+                Ok(()) => return reins.hold(Held::No).is_ok(),
                 Err(QmpError::Lost(_)) => return false,
                 Err(QmpError::Refused { .. })
                     if monitor.status().await.is_ok_and(|state| state != "paused") =>
